@@ -1,0 +1,203 @@
+"""What counts as a lesion: one rule for truth and forecast, and the tables of lesions made by it."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from nibabel.affines import apply_affine, voxel_sizes
+from scipy import ndimage
+
+NEIGHBOURS_26 = np.ones((3, 3, 3), dtype=bool)
+
+# FreeSurfer's left and right label of each region; a lesion-filled or hypointense white matter voxel (77) is white matter.
+REGIONS = {
+    **dict.fromkeys((2, 41, 77, 78, 79), "cerebral white matter"),
+    **dict.fromkeys((251, 252, 253, 254, 255), "corpus callosum"),
+    **dict.fromkeys((3, 42, *range(1000, 1036), *range(2000, 2036)), "cortex"),
+    **dict.fromkeys((4, 5, 14, 15, 24, 31, 43, 44, 63), "ventricle or CSF"),
+    **dict.fromkeys((10, 11, 12, 13, 26, 28, 49, 50, 51, 52, 58, 60), "deep grey matter"),
+    **dict.fromkeys((17, 18, 53, 54), "hippocampus or amygdala"),
+    **dict.fromkeys((7, 8, 46, 47), "cerebellum"),
+    16: "brainstem",
+}
+
+
+class Volume(NamedTuple):
+    """Values on a grid in the world.
+
+    values: (..., H, W, S), axes in any orientation.
+    affine: (4, 4), voxel index to world millimetres (RAS+).
+    """
+
+    values: np.ndarray
+    affine: np.ndarray
+
+    def at(self, points_mm: np.ndarray) -> np.ndarray:
+        """Values of the voxels in which the points (N, 3) lie, (..., N); zero off the grid."""
+        # A hair below the half: a point on an edge, up to float noise, always falls to the same side.
+        index = np.floor(apply_affine(np.linalg.inv(self.affine), points_mm) + 0.5 - 1e-6).astype(int)
+        shape = np.array(self.values.shape[-3:])
+        inside = np.all((index >= 0) & (index < shape), axis=1)
+        values = self.values[(..., *np.clip(index, 0, shape - 1).T)]
+        return np.where(inside, values, np.zeros((), self.values.dtype))
+
+
+@dataclass(frozen=True)
+class LesionRule:
+    """Voxels above a threshold, opened by a flat kernel, are one lesion where they touch by a face, an edge or a corner.
+
+    Args:
+        kernel: voxels of the opening along (H, W, S); (1, 1, 1) opens nothing. The paper's is (5, 5, 1) at 1 x 1 x 3 mm.
+        min_volume_mm3: components smaller than this are no lesions.
+        threshold: a voxel is marked where its probability is at least this; masks of 0 and 1 keep their voxels.
+
+    References:
+        Favero et al. 2025 (arXiv 2508.07006), section 3: opening by 1 x 5 x 5, then connected components.
+    """
+
+    kernel: tuple[int, int, int] = (1, 1, 1)
+    min_volume_mm3: float = 0.0
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        if len(self.kernel) != 3 or min(self.kernel) < 1:
+            raise ValueError(f"kernel must be three sizes of at least 1 voxel, got {self.kernel}")
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"threshold must lie in (0, 1], got {self.threshold}")
+        if self.min_volume_mm3 < 0:
+            raise ValueError(f"min_volume_mm3 must not be negative, got {self.min_volume_mm3}")
+
+    def label(self, probability: np.ndarray, affine: np.ndarray) -> np.ndarray:
+        """The lesions of one map.
+
+        Args:
+            probability: (H, W, S) in [0, 1], or a mask.
+            affine: (4, 4) of its grid; only the volume of a voxel matters here.
+
+        Returns:
+            int32 (H, W, S): 0 outside, 1 to n the lesions.
+        """
+        marked = np.asarray(probability) >= self.threshold
+        if max(self.kernel) > 1:
+            marked = ndimage.binary_opening(marked, structure=np.ones(self.kernel, dtype=bool))
+        labels, count = ndimage.label(marked, structure=NEIGHBOURS_26)
+        kept = np.bincount(labels.ravel(), minlength=count + 1) * voxel_volume_mm3(affine) >= self.min_volume_mm3
+        kept[0] = False
+        return (np.cumsum(kept) * kept)[labels].astype(np.int32)
+
+    def count(self, probability: np.ndarray, affine: np.ndarray) -> int:
+        """Number of lesions of one map (H, W, S)."""
+        return int(self.label(probability, affine).max(initial=0))
+
+    def volume_ml(self, probability: np.ndarray, affine: np.ndarray) -> float:
+        """Volume of all lesions of one map (H, W, S), in millilitres."""
+        return float(np.count_nonzero(self.label(probability, affine)) * voxel_volume_mm3(affine) / 1000)
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """One lesion of a table.
+
+    centroid_mm: mean of its voxel centres in world millimetres (RAS+).
+    volume_mm3: its voxels' volume.
+    region: where most of its labelled voxels lie, None without a segmentation.
+    probability: share of members that mark a voxel of it, None without members.
+    """
+
+    centroid_mm: tuple[float, float, float]
+    volume_mm3: float
+    region: str | None
+    probability: float | None
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where lesions are likely, whether or not any single voxel is.
+
+    centre_mm: its strongest voxel in world millimetres (RAS+).
+    radius_mm: how far the place reaches.
+    probability: share of members that mark a voxel within the radius.
+    peak_frequency: share of members that mark the strongest voxel itself.
+    region: where the strongest voxel lies, None without a segmentation.
+    """
+
+    centre_mm: tuple[float, float, float]
+    radius_mm: float
+    probability: float
+    peak_frequency: float
+    region: str | None
+
+
+def voxel_volume_mm3(affine: np.ndarray) -> float:
+    """Volume of a voxel, in mm3, for any (4, 4) affine, oblique and sheared ones too."""
+    return float(abs(np.linalg.det(np.asarray(affine)[:3, :3])))
+
+
+def lesion_table(lesions: Volume, *, dseg: Volume | None = None, members: Volume | None = None) -> list[Lesion]:
+    """The lesions of a label map, the most probable first, then the largest.
+
+    Args:
+        lesions: labels (H, W, S) as `LesionRule.label` returns them.
+        dseg: FreeSurfer labels on any grid of the same world.
+        members: marks (K, H, W, S), bool, on any grid of the same world.
+    """
+    table = []
+    for label, box in enumerate(ndimage.find_objects(lesions.values), start=1):
+        corner = [axis.start for axis in box]
+        points_mm = apply_affine(lesions.affine, np.argwhere(lesions.values[box] == label) + corner)
+        table.append(
+            Lesion(
+                centroid_mm=tuple(points_mm.mean(axis=0).tolist()),
+                volume_mm3=len(points_mm) * voxel_volume_mm3(lesions.affine),
+                region=None if dseg is None else region_of(points_mm, dseg),
+                probability=None if members is None else share_marking(points_mm, members),
+            )
+        )
+    return sorted(table, key=lambda lesion: (-(lesion.probability or 0), -lesion.volume_mm3))
+
+
+def likely_sites(
+    members: Volume, *, dseg: Volume | None = None, limit: int = 10, radius_mm: float = 10.0
+) -> list[Site]:
+    """Up to `limit` places, at least two radii apart, around which members mark most, the most probable first.
+
+    A new lesion is rare and members rarely agree on a voxel, but often on a place: so places are sought in the heatmap
+    smoothed by a Gaussian of half the radius, among voxels that a member marks.
+
+    Args:
+        members: marks (K, H, W, S), bool.
+        dseg: FreeSurfer labels on any grid of the same world.
+    """
+    heatmap = members.values.mean(axis=0)
+    marked = np.argwhere(heatmap > 0)
+    sigma = radius_mm / 2 / voxel_sizes(members.affine)
+    strength = ndimage.gaussian_filter(heatmap, sigma, mode="constant")[tuple(marked.T)]
+    points_mm = apply_affine(members.affine, marked)
+    sites = []
+    while len(sites) < limit and len(marked):
+        centre = points_mm[strength.argmax()]
+        peak = marked[strength.argmax()]
+        distance_mm = np.linalg.norm(points_mm - centre, axis=1)
+        sites.append(
+            Site(
+                centre_mm=tuple(centre.tolist()),
+                radius_mm=radius_mm,
+                probability=share_marking(points_mm[distance_mm <= radius_mm], members),
+                peak_frequency=float(heatmap[tuple(peak)]),
+                region=None if dseg is None else region_of(centre[None], dseg),
+            )
+        )
+        far = distance_mm > 2 * radius_mm
+        marked, points_mm, strength = marked[far], points_mm[far], strength[far]
+    return sorted(sites, key=lambda site: -site.probability)
+
+
+def region_of(points_mm: np.ndarray, dseg: Volume) -> str | None:
+    """The region in which most of the points (N, 3) lie; None where the segmentation names none of them."""
+    names = [REGIONS[label] for label in dseg.at(points_mm).astype(int).tolist() if label in REGIONS]
+    return max(sorted(set(names)), key=names.count, default=None)
+
+
+def share_marking(points_mm: np.ndarray, members: Volume) -> float:
+    """Share of members (K, H, W, S) that mark a voxel in which one of the points (N, 3) lies, in [0, 1]."""
+    return float(members.at(points_mm).any(axis=-1).mean())
