@@ -1,0 +1,119 @@
+"""The slab that the networks see, and the way between it and a scan's own grid."""
+
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+_WHOLE = 1e-5  # an index this near a whole number is one: affines come from float32 headers
+
+
+@dataclass(frozen=True)
+class SlabGrid:
+    """A box of voxels along the world axes: (H, W, S) = left to right, posterior to anterior, inferior to superior.
+
+    Args:
+        spacing_mm: voxel size along (H, W, S). The lite model's default; the paper's is (1, 1, 3).
+        shape: voxels along (H, W, S). The paper's is (256, 256, 15).
+    """
+
+    spacing_mm: tuple[float, float, float] = (2.0, 2.0, 3.0)
+    shape: tuple[int, int, int] = (80, 96, 15)
+
+    def __post_init__(self) -> None:
+        for name, kind in (("spacing_mm", float), ("shape", int)):  # JSON brings lists
+            values = tuple(kind(value) for value in getattr(self, name))
+            if len(values) != 3 or min(values) <= 0:
+                raise ValueError(f"{name} must be three positive numbers, not {values}")
+            object.__setattr__(self, name, values)
+
+    @property
+    def size_mm(self) -> np.ndarray:
+        """Extent along (H, W, S), borders included."""
+        return np.multiply(self.spacing_mm, self.shape)
+
+    def affine(self, centre_mm: np.ndarray) -> np.ndarray:
+        """(4, 4) affine of the slab whose middle lies at `centre_mm` (3,) in RAS+ world millimetres."""
+        affine = np.diag([*self.spacing_mm, 1.0])
+        affine[:3, 3] = np.asarray(centre_mm) - (self.size_mm - self.spacing_mm) / 2
+        return affine
+
+
+def slab_centre(brain: np.ndarray, affine: np.ndarray, grid: SlabGrid) -> np.ndarray:
+    """Where to lay the slab: at the height where it holds most brain, in plane around the brain there.
+
+    In MNI space this is z = -17.5 to 27.5 mm: the lateral ventricles and the white matter around them. It asks nothing of
+    how far a scan reaches: an acquisition of just the slab's slices gets exactly these, neck and brainstem do not pull.
+    The slab's corner is put on a corner of the scan's voxels, so that cells hold whole voxels wherever the sizes allow.
+
+    Args:
+        brain: (X, Y, Z) bool, at least one voxel set.
+        affine: (4, 4) of `brain`.
+        grid: the slab.
+
+    Returns:
+        (3,) the slab's middle in world millimetres.
+    """
+    world_axis = nib.io_orientation(affine)[:, 0].astype(int)  # of each voxel axis
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    extent = grid.size_mm[world_axis] / spacing  # of the slab, in voxels of the scan
+    up = int(np.flatnonzero(world_axis == 2)[0])
+    low = np.empty(3)  # the slab's low corner in voxels; voxel i reaches from i to i + 1
+    low[up] = _fullest_window(brain.sum(axis=tuple({0, 1, 2} - {up})), extent[up])
+    slices = slice(max(int(low[up]), 0), int(np.ceil(low[up] + extent[up])))
+    inside = np.moveaxis(brain, up, 0)[slices].any(axis=0)
+    for axis, other in zip([a for a in range(3) if a != up], (1, 0)):
+        found = np.flatnonzero(inside.any(axis=other))
+        low[axis] = np.round((found[0] + found[-1] + 1 - extent[axis]) / 2)
+    middle = low + extent / 2 - 0.5
+    return affine[:3, :3] @ middle + affine[:3, 3]
+
+
+def to_slab(data: np.ndarray, affine: np.ndarray, slab_affine: np.ndarray, grid: SlabGrid) -> np.ndarray:
+    """Mean of a volume over each cell of the slab, whatever the volume's orientation, spacing, tilt and field of view.
+
+    The volume is read linearly at points at least as dense as its own voxels, and these are averaged over the cell: no
+    aliasing. A mask so gives the share of the cell that it covers. Outside the volume is 0.
+
+    Args:
+        data: (X, Y, Z) float32.
+        affine: (4, 4) of `data`.
+        slab_affine: (4, 4), `grid.affine(...)`.
+
+    Returns:
+        (H, W, S) float32.
+    """
+    voxels_per_cell = np.abs(np.linalg.inv(affine) @ slab_affine)[:3, :3].max(axis=0)
+    points = np.maximum(np.ceil(voxels_per_cell - 1e-3), 1).astype(int)  # per cell along (H, W, S)
+    fine = slab_affine @ np.diag([*1 / points, 1.0])
+    fine[:3, 3] += slab_affine[:3, :3] @ (1 / points - 1) / 2
+    read = read_linearly(data, affine, fine, tuple(points * grid.shape))
+    h, w, s = grid.shape
+    return read.reshape(h, points[0], w, points[1], s, points[2]).mean(axis=(1, 3, 5))
+
+
+def read_linearly(data: np.ndarray, affine: np.ndarray, at: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Values of a volume at the voxels of another grid (affine `at`, `shape`), linear, 0 outside; float32.
+
+    Exact, bit by bit, where voxels fall on voxels.
+    """
+    indices = np.linalg.inv(affine) @ at
+    near = np.round(indices)
+    indices = np.where(np.abs(indices - near) < _WHOLE, near, indices)
+    matrix, offset = indices[:3, :3], indices[:3, 3]
+    if np.count_nonzero(matrix - np.diag(np.diag(matrix))) == 0:
+        matrix = np.diag(matrix)  # scipy has a faster road for it
+    return ndimage.affine_transform(data, matrix, offset, shape, np.float32, order=1, mode="grid-constant", prefilter=False)
+
+
+def _fullest_window(profile: np.ndarray, length: float) -> float:
+    """Whole start (it may be below 0) of the window of `length` entries with the greatest sum; the middle one of equals."""
+    if length >= len(profile):
+        found = np.flatnonzero(profile)
+        return np.round((found[0] + found[-1] + 1 - length) / 2)
+    total = np.concatenate([[0], np.cumsum(profile)])
+    starts = np.arange(len(profile) - int(np.ceil(length)) + 1)
+    held = np.interp(starts + length, np.arange(len(total)), total) - total[starts]
+    best = np.flatnonzero(np.isclose(held, held.max(), rtol=1e-9))
+    return best[(len(best) - 1) // 2]
