@@ -72,7 +72,7 @@ class LoadCased(MapTransform):
         names = [name for name in CONDITION if name.split("_")[1] not in self.drop_visits]
         volumes = self._read(case, names + list(OUTCOME if self.with_outcome else ()))
         latest = max(name for name in names if name.startswith("flair"))
-        brain = _brain(case, {name: volumes[name] for name in names})
+        brain = _brain(case, {name: volume for name, volume in volumes.items() if name in names})
         affine = self.grid.affine(slab_centre(brain.data > 0, brain.affine, self.grid))
         inside = to_slab(brain.data, brain.affine, affine, self.grid) >= 0.5
         slabs = {name: to_slab(volume.data, volume.affine, affine, self.grid) for name, volume in volumes.items()}
