@@ -1,0 +1,126 @@
+"""The denoiser, (z_t, logsnr, condition) -> x0: the only thing that knows the network and what it predicts."""
+
+from dataclasses import dataclass, replace
+from typing import Callable
+
+import torch
+from torch import Tensor, nn
+
+from bundle.arms import NULL_ARM
+from bundle.prediction import Prediction
+from bundle.schedules import alpha_sigma, expand_to
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What is known of B patients.
+
+    Args:
+        images: (B, 105, H, W), the seven volumes folded into channels; an unknown volume is all 0.
+        arm: (B,), class index of the treatment, 6 = unknown.
+    """
+
+    images: Tensor
+    arm: Tensor
+
+    def null(self, *, images: bool = True, arm: bool = True) -> "Condition":
+        """The same patients with the images, the arm, or both unknown."""
+        return replace(
+            self,
+            images=torch.zeros_like(self.images) if images else self.images,
+            arm=torch.full_like(self.arm, NULL_ARM) if arm else self.arm,
+        )
+
+
+Denoise = Callable[[Tensor, Tensor, Condition], Tensor]
+
+
+def unweight_foreground(x0: Tensor, weight: float) -> Tensor:
+    """Undo what a loss weight on foreground voxels does to a denoised -1/1 mask.
+
+    With lesion voxels weighted w in a squared or log loss, the best x0 has its foreground odds multiplied by w at
+    every noise level, so a sampler would draw about w times too many rare lesions. Dividing the odds by w
+    gives back E[x0 | z_t] exactly.
+    """
+    p = (x0.clamp(-1, 1) + 1) / 2
+    return 2 * p / (p + weight * (1 - p)) - 1
+
+
+class Denoiser(nn.Module):
+    """Packs the network's one input tensor, runs it, and turns its output into x0.
+
+    Args:
+        network: (B, 30 + 105 + 1 + 1, H, W) -> (B, 30, H, W), see `bundle.networks.ForecastNetwork`.
+        prediction: what the output means.
+        foreground_weight: the loss weight of lesion voxels under which the network was trained; x0 is corrected
+            for it in the mask, the last of `num_contrasts` contrasts.
+        num_contrasts: contrasts denoised together (FLAIR and NET2).
+    """
+
+    def __init__(
+        self, network: nn.Module, prediction: Prediction, foreground_weight: float = 10.0, num_contrasts: int = 2
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.prediction = prediction
+        self.foreground_weight = foreground_weight
+        self.num_contrasts = num_contrasts
+
+    def output(self, z_t: Tensor, logsnr: Tensor, condition: Condition) -> Tensor:
+        """The network's own output in float32, (B, 30, H, W), for logsnr (B,)."""
+        plane = z_t[:, :1]
+        planes = [expand_to(value.to(z_t.dtype), plane).expand_as(plane) for value in (logsnr, condition.arm)]
+        return self.network(torch.cat([z_t, condition.images.to(z_t.dtype), *planes], dim=1)).float()
+
+    def forward(self, z_t: Tensor, logsnr: Tensor, condition: Condition) -> Tensor:
+        """E[x0 | z_t, condition], (B, 30, H, W) in [-1, 1]."""
+        alpha, sigma = (expand_to(value, z_t) for value in alpha_sigma(logsnr))
+        x0 = self.prediction.to_x0(self.output(z_t, logsnr, condition), z_t, alpha, sigma)
+        *images, mask = x0.clamp(-1, 1).chunk(self.num_contrasts, dim=1)
+        return torch.cat([*images, unweight_foreground(mask, self.foreground_weight)], dim=1)
+
+
+@dataclass(frozen=True)
+class GuidedDenoiser:
+    """Classifier-free guidance, uncond + w (cond - uncond) (Ho & Salimans 2022, with w = 1 for no guidance).
+
+    Args:
+        denoise: the conditional denoiser.
+        guidance_scale: w of arm and images together. At w = 1 the denoiser is called once, else twice.
+    """
+
+    denoise: Denoise
+    guidance_scale: float = 1.0
+
+    def __call__(self, z_t: Tensor, logsnr: Tensor, condition: Condition) -> Tensor:
+        conditional = self.denoise(z_t, logsnr, condition)
+        if self.guidance_scale == 1:
+            return conditional
+        unconditional = self.denoise(z_t, logsnr, condition.null())
+        return torch.lerp(unconditional, conditional, self.guidance_scale)
+
+
+@dataclass(frozen=True)
+class SeparatelyGuidedDenoiser:
+    """Guidance with a scale for the images and one for the arm: null + w_i (images - null) + w_a (both - images).
+
+    The arm's effect is taken given the images (Brooks et al. 2023, InstructPix2Pix, eq. 3). Both scales 1 is
+    no guidance; three calls otherwise.
+
+    Args:
+        denoise: the conditional denoiser.
+        image_scale: w_i.
+        arm_scale: w_a.
+    """
+
+    denoise: Denoise
+    image_scale: float = 1.0
+    arm_scale: float = 1.0
+
+    def __call__(self, z_t: Tensor, logsnr: Tensor, condition: Condition) -> Tensor:
+        both = self.denoise(z_t, logsnr, condition)
+        if self.image_scale == self.arm_scale == 1:
+            return both
+        images = self.denoise(z_t, logsnr, condition.null(images=False))
+        null = self.denoise(z_t, logsnr, condition.null())
+        return null + self.image_scale * (images - null) + self.arm_scale * (both - images)

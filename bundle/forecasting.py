@@ -1,0 +1,129 @@
+"""From a patient's image tensor to an ensemble of NET2 masks, and the adapter that MONAI calls an inferer."""
+
+import torch
+from monai.inferers import Inferer
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from bundle.denoiser import Condition, Denoise, Denoiser, GuidedDenoiser
+from bundle.prediction import Prediction
+from bundle.randomness import Streams
+from bundle.samplers import AncestralSampler, DPMSolverPP2M
+from bundle.schedules import Grid, Schedule
+from bundle.slabs import fold_slices, unfold_slices
+
+NUM_VOLUMES = 7  # of the image tensor; its eighth plane holds the arm
+NUM_OUTCOMES = 2  # contrasts denoised together: FLAIR and NET2
+
+
+def condition_of(image: Tensor) -> Condition:
+    """The condition held in image tensors (B, 8, H, W, S): seven volumes and the constant plane of the arm."""
+    return Condition(images=fold_slices(image[:, :NUM_VOLUMES]), arm=image[:, NUM_VOLUMES, 0, 0, 0].round().long())
+
+
+def net2_probability(x0: Tensor) -> Tensor:
+    """P(NET2) a voxel, (B, H, W, S) in [0, 1], of a denoised slab (B, 30, H, W)."""
+    return (unfold_slices(x0, NUM_OUTCOMES)[:, -1].clamp(-1, 1) + 1) / 2
+
+
+def one_call_heatmap(denoise: Denoise, condition: Condition, schedule: Schedule, streams: Streams) -> Tensor:
+    """The heatmap of an infinite ensemble in one network call, (B, H, W, S).
+
+    At the noisiest level z_t says nothing, so the optimal x0 is the conditional mean of the outcome.
+    """
+    images = condition.images
+    shape = (images.shape[1] // NUM_VOLUMES * NUM_OUTCOMES, *images.shape[2:])
+    z = streams.normal(shape, images.device)
+    return net2_probability(denoise(z, schedule(z.new_ones(len(z))), condition))
+
+
+class EnsembleInferer(Inferer):
+    """inferer(image, network) -> members: draws an ensemble of outcomes a patient.
+
+    Args:
+        schedule, grid, sampler, prediction: the reverse process (see the modules of these names).
+        num_members: ensemble size K.
+        num_steps: reverse steps, each one network call (two with guidance).
+        guidance_scale: 1 keeps probabilities calibrated; more sharpens samples.
+        foreground_weight: the loss weight of lesion voxels in training, see `bundle.denoiser.Denoiser`.
+        seed: with the case's id and the member's number it makes the member's noise.
+        member_batch: members a network call; halved when the device's memory is exceeded.
+        amp: bf16 autocast in the network.
+        progress: show a bar over members.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        grid: Grid,
+        sampler: AncestralSampler | DPMSolverPP2M,
+        prediction: Prediction,
+        num_members: int = 20,
+        num_steps: int = 20,
+        guidance_scale: float = 1.0,
+        foreground_weight: float = 10.0,
+        seed: int = 0,
+        member_batch: int = 10,
+        amp: bool = True,
+        progress: bool = True,
+    ) -> None:
+        for name, value in dict(num_members=num_members, num_steps=num_steps, member_batch=member_batch).items():
+            if int(value) != value or value < 1:
+                raise ValueError(f"{name}={value} must be a whole number of at least 1")
+        self.schedule, self.grid, self.sampler, self.prediction = schedule, grid, sampler, prediction
+        self.num_members, self.num_steps, self.guidance_scale = num_members, num_steps, guidance_scale
+        self.foreground_weight, self.seed, self.member_batch = foreground_weight, seed, member_batch
+        self.amp, self.progress = amp, progress
+
+    @torch.inference_mode()
+    def __call__(self, inputs: Tensor, network: nn.Module) -> Tensor:
+        """Members of each patient.
+
+        Args:
+            inputs: (B, 8, H, W, S); a MetaTensor's `meta["case"]` names the patients for the seeds.
+            network: one tensor in, one out, see `bundle.networks.ForecastNetwork`.
+
+        Returns:
+            (B, K, H, W, S), P(NET2) in [0, 1] (close to 0 or 1 in a finished sample).
+        """
+        cases = case_names(inputs)
+        images = torch.as_tensor(inputs).float()
+        denoise = GuidedDenoiser(
+            Denoiser(network.eval(), self.prediction, self.foreground_weight), self.guidance_scale
+        )
+        return torch.stack([self.members(denoise, image[None], case) for image, case in zip(images, cases)])
+
+    def members(self, denoise: Denoise, image: Tensor, case: str) -> Tensor:
+        """(K, H, W, S) of one patient's image (1, 8, H, W, S)."""
+        done, batch = [], min(self.member_batch, self.num_members)
+        with tqdm(total=self.num_members, desc=case, unit="member", disable=not self.progress) as bar:
+            while bar.n < self.num_members:
+                members = range(bar.n, min(bar.n + batch, self.num_members))
+                try:
+                    done.append(self.sample(denoise, image, Streams.for_members(self.seed, case, members)))
+                except torch.OutOfMemoryError:
+                    if batch == 1:
+                        raise
+                    batch = -(-batch // 2)
+                    continue
+                bar.update(len(members))
+        return torch.cat(done)
+
+    def sample(self, denoise: Denoise, image: Tensor, streams: Streams) -> Tensor:
+        """(k, H, W, S), one outcome a stream."""
+        one = condition_of(image)
+        condition = Condition(one.images.expand(len(streams), -1, -1, -1), one.arm.expand(len(streams)))
+        num_slices = image.shape[-1]
+        noise = streams.normal((NUM_OUTCOMES * num_slices, *image.shape[2:4]), image.device)
+        grid = self.grid(self.schedule, self.num_steps).to(image.device)
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.amp):
+            x0 = self.sampler(lambda z, logsnr: denoise(z, logsnr, condition), noise, grid, streams)
+        return net2_probability(x0)
+
+
+def case_names(inputs: Tensor) -> list[str]:
+    """The patients' ids a batch carries in its metadata; their places in the batch where it has none."""
+    cases = getattr(inputs, "meta", {}).get("case")
+    if isinstance(cases, str):
+        cases = [cases] * len(inputs)
+    return list(cases) if cases else [str(place) for place in range(len(inputs))]

@@ -1,0 +1,113 @@
+"""Slab UNet and ControlNet over MONAI's nets: the only module that knows their argument names."""
+
+from typing import Sequence
+
+import torch
+from monai.networks.nets import ControlNet, DiffusionModelUNet
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bundle.arms import CLASSES
+
+
+def logsnr_to_timestep(logsnr: Tensor) -> Tensor:
+    """logsnr in [-20, 20] -> [1000, 0], the range MONAI's sinusoidal embedding was made for.
+
+    Fed raw, a step of 0.1 in logsnr turns the fastest of the embedding's waves by 0.1 rad and the others hardly at
+    all; on this scale it turns the fastest by 2.5 rad and a dozen more visibly.
+    """
+    return 25 * (20 - logsnr.clamp(-20, 20))
+
+
+class ForecastNetwork(nn.Module):
+    """UNet over a slab with slices as channels, steered by a ControlNet that reads the patient's images.
+
+    One tensor in, one out: (B, O + I + 2, H, W) -> (B, O, H, W), where the input is
+    [z_t (O = 2 contrasts x S) | image slab (I = 7 volumes x S) | log-SNR plane | arm plane], both planes constant.
+    The arm's class embedding is summed with that of log-SNR. Without its ControlNet (stage 1) the images are not read.
+
+    Args:
+        num_slices: S.
+        outcome_contrasts, image_contrasts: contrasts denoised (FLAIR, NET2) and read (FLAIR, T2, Gd twice, NET2).
+        channels: width of each level.
+        attention_levels: whether a level has self-attention.
+        num_res_blocks: residual blocks a level.
+        num_head_channels: channels an attention head.
+        norm_num_groups: groups of the group norms.
+        patch_size: p x p pixels of a slice are folded into channels too, so that the first level sees S * C * p^2
+            channels at 1/p of the resolution: a wide first level at little cost. 1 in the paper.
+        conditioning_channels: width of the ControlNet's image embedding; one number, since every further one
+            would halve the resolution.
+        with_control: build the ControlNet.
+    """
+
+    def __init__(
+        self,
+        num_slices: int = 15,
+        outcome_contrasts: int = 2,
+        image_contrasts: int = 7,
+        channels: Sequence[int] = (128, 256, 256, 512, 512, 1024),
+        attention_levels: Sequence[bool] = (False, False, False, False, True, True),
+        num_res_blocks: int = 3,
+        num_head_channels: int = 64,
+        norm_num_groups: int = 32,
+        patch_size: int = 1,
+        conditioning_channels: int = 128,
+        with_control: bool = True,
+    ) -> None:
+        super().__init__()
+        self.outcome_channels = outcome_contrasts * num_slices
+        self.image_channels = image_contrasts * num_slices
+        self.patch_size = patch_size
+        self.stride = patch_size * 2 ** (len(channels) - 1)
+        shared = dict(
+            spatial_dims=2,
+            in_channels=self.outcome_channels * patch_size**2,
+            num_res_blocks=num_res_blocks,
+            channels=tuple(channels),
+            attention_levels=tuple(attention_levels),
+            norm_num_groups=norm_num_groups,
+            resblock_updown=True,
+            num_head_channels=num_head_channels,
+            num_class_embeds=len(CLASSES),
+            use_flash_attention=True,
+        )
+        self.unet = DiffusionModelUNet(out_channels=self.outcome_channels * patch_size**2, **shared)
+        self.controlnet = None
+        if with_control:
+            self.controlnet = ControlNet(
+                conditioning_embedding_in_channels=self.image_channels * patch_size**2,
+                conditioning_embedding_num_channels=(conditioning_channels,),
+                **shared,
+            )
+            self.start_control_from_unet()
+
+    def start_control_from_unet(self) -> None:
+        """Give the ControlNet a copy of the UNet's encoder and class embedding (Zhang et al. 2023, section 3.1)."""
+        own = self.controlnet.state_dict()
+        self.controlnet.load_state_dict(own | {k: v for k, v in self.unet.state_dict().items() if k in own})
+
+    def forward(self, x: Tensor) -> Tensor:
+        z_t, images, planes = x.split([self.outcome_channels, self.image_channels, 2], dim=1)
+        timestep = logsnr_to_timestep(planes[:, 0, 0, 0])  # (B,)
+        arm = planes[:, 1, 0, 0].round().long()  # (B,)
+        z_t = F.pixel_unshuffle(z_t, self.patch_size)
+        down, mid = None, None
+        if self.controlnet is not None:
+            images = F.pixel_unshuffle(images, self.patch_size)
+            down, mid = self.controlnet(z_t, timestep, images, class_labels=arm)
+        output = self.unet(
+            z_t,
+            timestep,
+            class_labels=arm,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=mid,
+        )
+        return F.pixel_shuffle(output, self.patch_size)
+
+    def __prepare_scriptable__(self) -> torch.jit.ScriptModule:
+        """MONAI's two nets cannot be scripted: `torch.jit.script` of this network yields a trace."""
+        side = 4 * self.stride
+        example = torch.zeros(1, self.outcome_channels + self.image_channels + 2, side, side)
+        example = example.to(next(self.parameters()).device)
+        return torch.jit.trace(self.eval(), example, check_trace=False)

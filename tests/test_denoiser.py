@@ -1,0 +1,84 @@
+import pytest
+import torch
+from torch import nn
+
+from bundle.arms import NULL_ARM
+from bundle.denoiser import Condition, Denoiser, GuidedDenoiser, SeparatelyGuidedDenoiser, unweight_foreground
+from bundle.prediction import BinaryPrediction, X0Prediction
+
+
+@pytest.fixture
+def condition():
+    return Condition(images=torch.randn(2, 5, 4, 4, generator=torch.Generator().manual_seed(0)), arm=torch.tensor([1, 5]))
+
+
+class Spy:
+    """A denoiser whose x0 is a known function of what it is told, and which counts its calls."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, z_t, logsnr, condition):
+        self.calls += 1
+        arm = torch.where(condition.arm == NULL_ARM, 0.0, 10.0)
+        images = condition.images.abs().flatten(1).sum(1).sign()
+        return (1 + arm + images)[:, None, None, None].expand_as(z_t)
+
+
+def test_null_drops_what_is_asked_and_nothing_else(condition):
+    assert (condition.null().images == 0).all() and (condition.null().arm == NULL_ARM).all()
+    assert torch.equal(condition.null(images=False).images, condition.images)
+    assert torch.equal(condition.null(arm=False).arm, condition.arm)
+
+
+@pytest.mark.parametrize("scale, value, calls", [(1, 12, 1), (0, 1, 2), (2, 23, 2)])
+def test_joint_guidance(condition, scale, value, calls):
+    spy, z = Spy(), torch.zeros(2, 3, 4, 4)
+    x0 = GuidedDenoiser(spy, scale)(z, torch.zeros(2), condition)
+    assert (x0 == value).all() and spy.calls == calls
+
+
+@pytest.mark.parametrize("images, arm, value, calls", [(1, 1, 12, 1), (3, 1, 14, 3), (1, 3, 32, 3), (0, 0, 1, 3)])
+def test_separate_guidance(condition, images, arm, value, calls):
+    spy, z = Spy(), torch.zeros(2, 3, 4, 4)
+    x0 = SeparatelyGuidedDenoiser(spy, images, arm)(z, torch.zeros(2), condition)
+    assert (x0 == value).all() and spy.calls == calls
+
+
+def test_the_network_gets_one_tensor_in_the_contract_s_order(condition):
+    seen = []
+
+    class Network(nn.Module):
+        def forward(self, x):
+            seen.append(x)
+            return x[:, :4]
+
+    z, logsnr = torch.randn(2, 4, 4, 4), torch.tensor([-3.0, 0.5])
+    Denoiser(Network(), X0Prediction()).output(z, logsnr, condition)
+    z_in, images, noise_plane, arm_plane = seen[0].split([4, 5, 1, 1], dim=1)
+    assert torch.equal(z_in, z) and torch.equal(images, condition.images)
+    assert torch.equal(noise_plane[:, 0, 2, 3], logsnr) and noise_plane.flatten(1).std(1).max() == 0
+    assert torch.equal(arm_plane[:, 0, 1, 1], condition.arm.float()) and arm_plane.flatten(1).std(1).max() == 0
+
+
+def test_x0_stays_in_range_and_only_the_mask_is_unweighted(condition):
+    class Network(nn.Module):
+        def forward(self, x):
+            return torch.full_like(x[:, :4], 0.6).index_fill(1, torch.tensor([0]), 7.0)
+
+    z = torch.zeros(2, 4, 4, 4)
+    x0 = Denoiser(Network(), X0Prediction(), foreground_weight=10)(z, torch.zeros(2), condition)
+    assert (x0[:, 0] == 1).all() and (x0[:, 1] == 0.6).all()
+    torch.testing.assert_close(x0[:, 2:], torch.full_like(x0[:, 2:], 2 * 0.8 / (0.8 + 10 * 0.2) - 1))
+
+
+@pytest.mark.parametrize("prior", [0.01, 0.3])
+@pytest.mark.parametrize("weight", [1.0, 10.0])
+def test_unweighting_restores_the_posterior_mean(prior, weight):
+    """The best x0 under a weight w on lesions is the w-weighted mean; its correction is the plain posterior mean."""
+    z_t = torch.linspace(-3, 3, 50, dtype=torch.float64)
+    one = torch.ones(1, dtype=torch.float64)
+    half_log_odds = torch.tensor(prior, dtype=torch.float64).logit() / 2
+    posterior = (BinaryPrediction().to_x0(half_log_odds, z_t, one, one) + 1) / 2
+    weighted_mean = (weight * posterior - (1 - posterior)) / (weight * posterior + (1 - posterior))
+    torch.testing.assert_close(unweight_foreground(weighted_mean, weight), 2 * posterior - 1)

@@ -1,0 +1,99 @@
+import pytest
+import torch
+from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
+
+from bundle.networks import ForecastNetwork, logsnr_to_timestep
+
+
+def tiny(**changes):
+    torch.manual_seed(0)
+    arguments = dict(
+        num_slices=3, channels=(8, 16), attention_levels=(False, True), num_res_blocks=1, num_head_channels=8,
+        norm_num_groups=4, conditioning_channels=8,
+    )  # fmt: skip
+    return ForecastNetwork(**arguments | changes)
+
+
+def one_tensor(batch=2, side=16, logsnr=0.0, arm=3.0):
+    x = torch.randn(batch, 6 + 21 + 2, side, side, generator=torch.Generator().manual_seed(1))
+    x[:, -2], x[:, -1] = logsnr, arm
+    return x
+
+
+def randomise(network):
+    """Zero convolutions make a fresh network blind; move every weight away from its start."""
+    g = torch.Generator().manual_seed(2)
+    for p in network.parameters():
+        p.data += 0.1 * torch.randn(p.shape, generator=g)
+    return network.eval()
+
+
+def test_paper_scale_has_589_million_parameters():
+    with torch.device("meta"):
+        network = ForecastNetwork()
+    count = lambda module: sum(p.numel() for p in module.parameters()) / 1e6
+    assert abs(count(network.unet) - 418.4) < 0.1 and abs(count(network.controlnet) - 170.8) < 0.1
+    assert abs(count(network) - 589) < 1
+
+
+def test_paper_scale_has_six_levels_with_attention_at_16_and_8():
+    with torch.device("meta"):
+        network = ForecastNetwork()
+    sides = [256 // 2**level for level in range(len(network.unet.down_blocks))]
+    attends = [hasattr(block, "attentions") for block in network.unet.down_blocks]
+    assert [side for side, attention in zip(sides, attends) if attention] == [16, 8] and len(sides) == 6
+
+
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_a_fresh_controlnet_changes_nothing(patch_size):
+    network = tiny(patch_size=patch_size)
+    torch.nn.init.normal_(network.unet.out[-1].conv.weight)
+    x = one_tensor()
+    with_control = network(x)
+    network.controlnet = None
+    assert with_control.abs().max() > 0
+    torch.testing.assert_close(network(x), with_control, rtol=0, atol=0)
+
+
+def test_the_controlnet_starts_as_a_copy_of_the_encoder():
+    network = tiny()
+    unet, control = network.unet.state_dict(), network.controlnet.state_dict()
+    shared = [name for name in control if name in unet]
+    assert {name.split(".")[0] for name in shared} == {
+        "conv_in", "time_embed", "class_embedding", "down_blocks", "middle_block"
+    }  # fmt: skip
+    assert all(torch.equal(unet[name], control[name]) for name in shared)
+
+
+def test_everything_in_the_input_is_read():
+    network, x = randomise(tiny()), one_tensor()
+    y = network(x)
+    assert y.shape == (2, 6, 16, 16)
+    for channel, value in [(0, 1.0), (6, 1.0), (26, 1.0), (27, 2.0), (28, 5.0)]:  # z_t, images, log-SNR, arm
+        other = x.clone()
+        other[0, channel] = value
+        assert (network(other)[0] - y[0]).abs().max() > 1e-4 and torch.allclose(network(other)[1], y[1], atol=1e-5)
+
+
+def test_without_control_the_images_are_not_read():
+    network, x = randomise(tiny(with_control=False)), one_tensor()
+    other = x.clone()
+    other[:, 6:27] = 0
+    assert torch.equal(network(other), network(x))
+
+
+def test_the_embedding_resolves_a_tenth_of_log_snr_everywhere():
+    """Steps of 0.1 must move the embedding clearly, and levels further apart must not be confused."""
+    logsnr = torch.arange(-15, 15, 0.1)
+    embedding = get_timestep_embedding(logsnr_to_timestep(logsnr), 64)
+    distance = torch.cdist(embedding, embedding)
+    raw = get_timestep_embedding(logsnr, 64)
+    assert distance.diagonal(1).min() > 1.0 > 2 * (raw.diff(dim=0).norm(dim=1)).max()
+    apart = (logsnr[:, None] - logsnr).abs() > 0.05
+    assert distance[apart].min() > 1.0
+
+
+def test_scripting_yields_a_trace_that_agrees_on_other_batches():
+    network = randomise(tiny(patch_size=2))
+    x = one_tensor(batch=3, side=16, logsnr=-2.5, arm=6.0)
+    torch.testing.assert_close(torch.jit.script(network)(x), network(x))
