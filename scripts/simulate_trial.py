@@ -1,0 +1,23 @@
+"""python -m scripts.simulate_trial --out DIR --patients N --seed S: writes a simulated trial as a BIDS data set."""
+
+import fire
+
+from bundle.errors import report_in_one_line
+from bundle.simulation.trial import simulate_trial
+
+
+def main(out: str, patients: int = 2131, seed: int = 0, workers: int | None = None) -> None:
+    """Writes a simulated trial.
+
+    Args:
+        out: folder of the data set; a run that was stopped goes on there.
+        patients: how many; 2131 is the size of the pooled trials.
+        seed: of the trial.
+        workers: processes; all cores if not given.
+    """
+    simulate_trial(out, patients, seed=seed, workers=workers)
+
+
+if __name__ == "__main__":
+    report_in_one_line()
+    fire.Fire(main)
