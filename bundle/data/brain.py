@@ -5,14 +5,15 @@ from scipy import ndimage
 
 _COARSE_MM = 3.0
 _NECK_MM = 5.0  # half the width of the bridges (muscles, vessels, nerves) that are cut between brain and head
-_STRIPPED = 1.6  # a scan whose non-zero voxels are at most this much more than the brain found in it holds nothing else
+_FURROW_MM = 10.0  # half the width of the dark fluid (ventricles, fissures) that belongs to the brain
+_STRIPPED = 1.5  # a scan whose non-zero voxels are at most this much more than the brain found in it holds nothing else
 
 
 def estimate_brain(flair: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """A rough brain mask of a FLAIR: where it is not zero if it is skull-stripped, else what is left of the head.
 
-    The head is brighter than Otsu's threshold, opened with a ball, of which the largest component is kept and
-    filled. It serves to place the slab and scale intensities; a proper mask (derivatives/brain) is better.
+    The head is brighter than Otsu's threshold, opened with a ball, of which the largest component is kept,
+    closed and filled. It serves to place the slab and scale intensities; a proper mask (derivatives/brain) is better.
 
     Args:
         flair: (X, Y, Z) float, 0 is background.
@@ -29,7 +30,8 @@ def estimate_brain(flair: np.ndarray, affine: np.ndarray) -> np.ndarray:
     core = _largest(ndimage.distance_transform_edt(bright, sampling=spacing) > _NECK_MM)
     if not core.any():
         return np.zeros(flair.shape, bool)
-    brain = ndimage.binary_fill_holes(ndimage.distance_transform_edt(~core, sampling=spacing) <= _NECK_MM)
+    grown = ndimage.distance_transform_edt(~core, sampling=spacing) <= _NECK_MM + _FURROW_MM
+    brain = ndimage.distance_transform_edt(ndimage.binary_fill_holes(grown), sampling=spacing) > _FURROW_MM
     if np.count_nonzero(coarse > 0) <= _STRIPPED * np.count_nonzero(brain):
         return flair > 0
     index = np.ix_(*[np.minimum((np.arange(n) * m) // n, m - 1) for n, m in zip(flair.shape, brain.shape)])
@@ -44,7 +46,7 @@ def _otsu(values: np.ndarray) -> float:
     above = below[-1] - below
     with np.errstate(divide="ignore", invalid="ignore"):
         between = below * above * (mean_below / below - (mean_below[-1] - mean_below) / above) ** 2
-    return float(edges[1 + np.nanargmax(between)])
+    return float(edges[1 + np.argmax(np.nan_to_num(between))])
 
 
 def _largest(mask: np.ndarray) -> np.ndarray:

@@ -84,6 +84,8 @@ def to_slab(data: np.ndarray, affine: np.ndarray, slab_affine: np.ndarray, grid:
     Returns:
         (H, W, S) float32.
     """
+    if not data.any():  # most masks; saves half of the time
+        return np.zeros(grid.shape, np.float32)
     voxels_per_cell = np.abs(np.linalg.inv(affine) @ slab_affine)[:3, :3].max(axis=0)
     points = np.maximum(np.ceil(voxels_per_cell - 1e-3), 1).astype(int)  # per cell along (H, W, S)
     fine = slab_affine @ np.diag([*1 / points, 1.0])
@@ -94,9 +96,10 @@ def to_slab(data: np.ndarray, affine: np.ndarray, slab_affine: np.ndarray, grid:
 
 
 def read_linearly(data: np.ndarray, affine: np.ndarray, at: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Values of a volume at the voxels of another grid (affine `at`, `shape`), linear, 0 outside; float32.
+    """Values of a volume at the voxels of another grid (affine `at`, `shape`), float32.
 
-    Exact, bit by bit, where voxels fall on voxels.
+    Linear between voxel centres, held from the outer centres to the volume's border, 0 beyond. Exact, bit by bit, where voxels
+    fall on voxels.
     """
     indices = np.linalg.inv(affine) @ at
     near = np.round(indices)
@@ -104,7 +107,10 @@ def read_linearly(data: np.ndarray, affine: np.ndarray, at: np.ndarray, shape: t
     matrix, offset = indices[:3, :3], indices[:3, 3]
     if np.count_nonzero(matrix - np.diag(np.diag(matrix))) == 0:
         matrix = np.diag(matrix)  # scipy has a faster road for it
-    return ndimage.affine_transform(data, matrix, offset, shape, np.float32, order=1, mode="grid-constant", prefilter=False)
+    road = {"matrix": matrix, "offset": offset, "output_shape": shape, "prefilter": False}
+    values = ndimage.affine_transform(data.astype(np.float32, copy=False), mode="nearest", order=1, **road)
+    within = ndimage.affine_transform(np.ones(data.shape, np.float32), mode="grid-constant", order=0, **road)
+    return values * within
 
 
 def _fullest_window(profile: np.ndarray, length: float) -> float:

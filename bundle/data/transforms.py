@@ -56,6 +56,8 @@ class LoadCased(MapTransform):
         mask_threshold: float = 1 / 3,
     ) -> None:
         super().__init__(keys)
+        if not set(drop_visits) < {"w000", "w048"}:
+            raise ValueError(f"drop_visits may hold w000 or w048, not {drop_visits!r}")
         self.grid = grid or SlabGrid()
         self.with_outcome = with_outcome
         self.drop_visits = tuple(drop_visits)
@@ -112,7 +114,7 @@ class LoadCased(MapTransform):
 
 
 class RestoreNatived(MapTransform):
-    """A map on the slab, back on the grid of the patient's own FLAIR: linear, 0 outside the slab and outside the brain.
+    """A map on the slab, back on the grid of the patient's own FLAIR: linear in the slab and the brain, 0 outside.
 
     Args:
         keys: (C, H, W, S) maps on the slab, tensor or MetaTensor.
@@ -132,7 +134,7 @@ class RestoreNatived(MapTransform):
         output = dict(data)
         slab_affine = output[self.image_key].affine.numpy()
         native = output[self.native_key]
-        brain, affine = native.numpy()[0] > 0, native.affine.numpy()
+        brain, affine = native.cpu().numpy()[0] > 0, native.affine.numpy()
         for key in self.key_iterator(output):
             maps = np.asarray(output[key].cpu(), np.float32)
             restored = np.stack([read_linearly(x, slab_affine, affine, brain.shape) * brain for x in maps])

@@ -1,4 +1,4 @@
-"""A tiny patient: an ellipsoid brain with dark ventricles, a few boxes for lesions, at 1 x 1 x 3 mm."""
+"""A tiny patient: an elliptic cylinder for a brain, dark ventricles, a few boxes for lesions, at 1 x 1 x 3 mm."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +18,20 @@ LESIONS = {  # (x, y, z) ranges of voxels, each on even borders
     "net2_w048": (slice(20, 24), slice(20, 26), slice(8, 9)),
     "net2_w096": (slice(28, 32), slice(30, 34), slice(10, 12)),
 }
+NAMES = [*LESIONS, *(f"{kind}_{visit}" for kind in ("flair", "brain") for visit in GAIN)]
 LABELS = {"t2": "T2lesion", "gd": "Gdlesion", "net2": "NET2"}
 
 
 @dataclass(frozen=True)
 class Patient:
-    """One patient's folder and the files in it by volume name; `write` replaces one."""
+    """One patient's folder and the files in it by volume name."""
 
     folder: Path
-    id: str
+    affine = AFFINE
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
 
     def path(self, name: str) -> Path:
         kind, visit = name.split("_")
@@ -38,11 +43,19 @@ class Patient:
             return root / "derivatives/brain" / anat / f"{stem}_desc-brain_mask.nii.gz"
         return root / "derivatives/lesions" / anat / f"{stem}_label-{LABELS[kind]}_mask.nii.gz"
 
+    def read(self, name: str) -> np.ndarray:
+        return np.asanyarray(nib.load(self.path(name)).dataobj)
+
     def write(self, name: str, data: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
         path = self.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         nib.save(nib.Nifti1Image(data, affine), path)
         return path
+
+    def move(self, affine: np.ndarray, change=lambda data: data) -> None:
+        """Writes every volume again, changed, in another affine."""
+        for name in NAMES:
+            self.write(name, change(self.read(name)), affine)
 
 
 def brain() -> np.ndarray:
@@ -72,7 +85,7 @@ def make_patient(tmp_path):
     """Writes a complete patient into tmp_path / "trial"."""
 
     def make(case: str = "sub-0001") -> Patient:
-        patient = Patient(tmp_path / "trial" / case, case)
+        patient = Patient(tmp_path / "trial" / case)
         for visit in GAIN:
             patient.write(f"flair_{visit}", flair(visit))
             patient.write(f"brain_{visit}", brain().astype(np.uint8))
