@@ -9,7 +9,7 @@ from scipy import ndimage
 
 NEIGHBOURS_26 = np.ones((3, 3, 3), dtype=bool)
 
-# FreeSurfer's left and right label of each region; a lesion-filled or hypointense white matter voxel (77) is white matter.
+# FreeSurfer's labels of each region, left and right; hypointense white matter (77 to 79) is white matter.
 REGIONS = {
     **dict.fromkeys((2, 41, 77, 78, 79), "cerebral white matter"),
     **dict.fromkeys((251, 252, 253, 254, 255), "corpus callosum"),
@@ -22,7 +22,7 @@ REGIONS = {
 }
 
 
-class Volume(NamedTuple):
+class Placed(NamedTuple):
     """Values on a grid in the world.
 
     values: (..., H, W, S), axes in any orientation.
@@ -44,10 +44,10 @@ class Volume(NamedTuple):
 
 @dataclass(frozen=True)
 class LesionRule:
-    """Voxels above a threshold, opened by a flat kernel, are one lesion where they touch by a face, an edge or a corner.
+    """Voxels above a threshold, opened by a flat kernel, are one lesion where they touch by face, edge or corner.
 
     Args:
-        kernel: voxels of the opening along (H, W, S); (1, 1, 1) opens nothing. The paper's is (5, 5, 1) at 1 x 1 x 3 mm.
+        kernel: voxels of the opening along (H, W, S); (1, 1, 1) opens nothing. The paper: (5, 5, 1) at 1 x 1 x 3 mm.
         min_volume_mm3: components smaller than this are no lesions.
         threshold: a voxel is marked where its probability is at least this; masks of 0 and 1 keep their voxels.
 
@@ -133,7 +133,7 @@ def voxel_volume_mm3(affine: np.ndarray) -> float:
     return float(abs(np.linalg.det(np.asarray(affine)[:3, :3])))
 
 
-def lesion_table(lesions: Volume, *, dseg: Volume | None = None, members: Volume | None = None) -> list[Lesion]:
+def lesion_table(lesions: Placed, *, dseg: Placed | None = None, members: Placed | None = None) -> list[Lesion]:
     """The lesions of a label map, the most probable first, then the largest.
 
     Args:
@@ -157,7 +157,7 @@ def lesion_table(lesions: Volume, *, dseg: Volume | None = None, members: Volume
 
 
 def likely_sites(
-    members: Volume, *, dseg: Volume | None = None, limit: int = 10, radius_mm: float = 10.0
+    members: Placed, *, dseg: Placed | None = None, limit: int = 10, radius_mm: float = 10.0
 ) -> list[Site]:
     """Up to `limit` places, at least two radii apart, around which members mark most, the most probable first.
 
@@ -192,12 +192,12 @@ def likely_sites(
     return sorted(sites, key=lambda site: -site.probability)
 
 
-def region_of(points_mm: np.ndarray, dseg: Volume) -> str | None:
+def region_of(points_mm: np.ndarray, dseg: Placed) -> str | None:
     """The region in which most of the points (N, 3) lie; None where the segmentation names none of them."""
     names = [REGIONS[label] for label in dseg.at(points_mm).astype(int).tolist() if label in REGIONS]
     return max(sorted(set(names)), key=names.count, default=None)
 
 
-def share_marking(points_mm: np.ndarray, members: Volume) -> float:
+def share_marking(points_mm: np.ndarray, members: Placed) -> float:
     """Share of members (K, H, W, S) that mark a voxel in which one of the points (N, 3) lies, in [0, 1]."""
     return float(members.at(points_mm).any(axis=-1).mean())

@@ -1,0 +1,267 @@
+"""What a user receives: members summed up to a forecast, and the four files of a case (MONAI dictionary transforms)."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Hashable, Mapping
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import monai
+import nibabel as nib
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from scipy.stats import beta
+
+from bundle import __version__
+from bundle.arms import CLASSES
+from bundle.data.bids import find_case
+from bundle.data.volumes import read_flair, read_mask, read_volume
+from bundle.errors import InputError
+from bundle.figures import NOTICE, forecast_page
+from bundle.files import check_writable, nifti_bytes, not_writable, write_together
+from bundle.lesions import LesionRule, Placed, lesion_table, likely_sites, voxel_volume_mm3
+
+SCHEMA_VERSION = "1.0"
+QUANTILES = (5, 25, 50, 75, 95)
+
+
+class SummariseMembersd(MapTransform):
+    """Members of one forecast -> its distribution of lesion counts, heatmap and consensus, all by one counting rule.
+
+    Args:
+        keys: members (K, H, W, S) in [0, 1], the NET2 probability on the slab of `image`.
+        rule: what counts as a lesion of a member.
+        consensus_threshold: share of members that must mark a voxel of the consensus.
+
+    What a member marks outside `brain` (1, H, W, S) is dropped first. Replaces the members by
+        pred: the heatmap (1, H, W, S), float32 share of members with a lesion at the voxel.
+    and adds
+        members: (K, H, W, S) bool, each member's lesions.
+        consensus: (1, H, W, S) float32 in {0, 1}, the rule applied to the heatmap at `consensus_threshold`.
+        forecast: dict with p_active, its interval, count and volume_ml; `WriteForecastd` completes it.
+
+    Raises:
+        InputError: a member is not finite.
+    """
+
+    def __init__(
+        self, keys: KeysCollection = "pred", rule: LesionRule | None = None, consensus_threshold: float = 0.5
+    ) -> None:
+        super().__init__(keys)
+        self.rule = rule or LesionRule()
+        self.consensus_rule = replace(self.rule, threshold=consensus_threshold)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        output = dict(data)
+        affine = output["image"].affine.numpy()
+        brain = np.asarray(output["brain"].cpu(), dtype=bool)[0]
+        for key in self.key_iterator(output):
+            members = np.asarray(output[key].detach().float().cpu())
+            if not np.isfinite(members).all():
+                raise InputError("the network's answer is not finite", "use other weights", case=output["case"])
+            labels = np.stack([self.rule.label(member * brain, affine) for member in members])
+            marks = labels > 0
+            heatmap = marks.mean(axis=0, dtype=np.float32)
+            consensus = self.consensus_rule.label(heatmap, affine) > 0
+            volumes_ml = marks.sum(axis=(1, 2, 3)) * voxel_volume_mm3(affine) / 1000
+            output |= {
+                key: _on_slab(heatmap[None], affine),
+                "members": _on_slab(marks, affine),
+                "consensus": _on_slab(consensus[None].astype(np.float32), affine),
+                "forecast": summarise(labels.max(axis=(1, 2, 3)), volumes_ml),
+            }
+        return output
+
+
+class WriteForecastd(MapTransform):
+    """Writes the heatmap, the consensus mask, the report and the page of one case, all four or none.
+
+    Args:
+        keys: heatmap (1, X, Y, Z) on the grid of the patient's FLAIR, as `RestoreNatived` leaves it; "consensus" must
+            have been restored with it.
+        output_dir: gets a folder per case.
+        weights: file of the network's weights, told by its sha256.
+        seed, num_steps, guidance_scale: how the members were sampled, told in the report.
+
+    Files: <output_dir>/<case>/<case>_desc-net2_{probseg.nii.gz,mask.nii.gz,forecast.json,forecast.png}; earlier ones
+    are replaced.
+    Adds `forecast` as written to JSON and `files`, their paths.
+
+    Raises:
+        InputError: the output folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "pred",
+        *,
+        output_dir: str | Path,
+        weights: str | Path | None = None,
+        seed: int = 0,
+        num_steps: int = 0,
+        guidance_scale: float = 1.0,
+    ) -> None:
+        super().__init__(keys)
+        self.output_dir = Path(output_dir)
+        self.weights = weights
+        self.settings = {"seed": seed, "num_steps": num_steps, "guidance_scale": guidance_scale}
+        check_writable(self.output_dir)
+
+    @cached_property
+    def weights_sha256(self) -> str | None:
+        return None if self.weights is None else hashlib.sha256(Path(self.weights).read_bytes()).hexdigest()
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        output = dict(data)
+        for key in self.key_iterator(output):
+            forecast, files = self._make(output, output[key])
+            folder = self.output_dir / output["case"]
+            named = {f"{output['case']}_desc-net2_{suffix}": content for suffix, content in files.items()}
+            try:
+                output |= {"forecast": forecast, "files": write_together(folder, named)}
+            except OSError as error:
+                raise not_writable(folder, error.strerror, output["case"]) from error
+        return output
+
+    def _make(self, data: Mapping[Hashable, Any], heatmap: MetaTensor) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """The report, and the bytes of the files by the end of their names."""
+        path, affine = Path(heatmap.meta["filename_or_obj"]), heatmap.affine.numpy()
+        shares = heatmap.numpy()[0].clip(0, 1)
+        consensus = data["consensus"].numpy()[0] >= 0.5
+        case = find_case(path, arm=int(data["arm"]))
+        members = Placed(data["members"].numpy(), data["image"].affine.numpy())
+        dseg = None
+        if case.dseg is not None:
+            regions = read_volume(case.dseg, case.id)
+            dseg = Placed(regions.data, regions.affine)
+        slices = covered_slices(Placed(shares, affine), members)
+        # The rule has been applied on the slab; on this grid the lesions only need to be told apart.
+        lesions = Placed(LesionRule().label(consensus, affine), affine)
+        forecast = _round_all(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "notice": NOTICE,
+                "case": case.id,
+                "arm": CLASSES[case.arm],
+                **data["forecast"],
+                "lesions": [asdict(lesion) for lesion in lesion_table(lesions, dseg=dseg, members=members)],
+                "likely_sites": [asdict(site) for site in likely_sites(members, dseg=dseg)],
+                "field_of_view": _field_of_view(slices, shares.shape, affine),
+                **self.settings,
+                "weights_sha256": self.weights_sha256,
+                "versions": _versions(),
+            }
+        )
+        visit = next(name for name, volume in case.volumes.items() if volume.name == path.name).removeprefix("flair_")
+        old = case.volumes.get(f"t2_{visit}")
+        page = forecast_page(
+            Placed(read_flair(path, case.id).data, affine),
+            shares,
+            consensus,
+            forecast,
+            brain=data["native_brain"].numpy()[0] > 0,
+            slices=slices,
+            old_lesions=None if old is None else read_mask(old, case.id).data > 0,
+        )
+        return forecast, {
+            "probseg.nii.gz": nifti_bytes(shares.astype(np.float32), path),
+            "mask.nii.gz": nifti_bytes(consensus.astype(np.uint8), path),
+            "forecast.json": json.dumps(forecast, indent=2).encode(),
+            "forecast.png": page,
+        }
+
+
+def summarise(counts: np.ndarray, volumes_ml: np.ndarray) -> dict[str, Any]:
+    """The distribution of lesions over members.
+
+    Args:
+        counts: (K,) lesions of each member.
+        volumes_ml: (K,) their volume.
+
+    Returns:
+        num_members; p_active, the share of members with a lesion; p_active_interval, its 95 % Jeffreys interval for K
+        members (it tells nothing of the model's own error); count: mean, median, quantiles (counts that occur) and
+        histogram (share of members by count, 0 to the greatest); volume_ml: mean and quantiles.
+    """
+    active = int(np.count_nonzero(counts))
+    quantiles = np.quantile(counts, np.divide(QUANTILES, 100), method="inverted_cdf")
+    count_quantiles = {str(q): int(value) for q, value in zip(QUANTILES, quantiles)}
+    volume_quantiles = np.quantile(volumes_ml, np.divide(QUANTILES, 100))
+    return {
+        "num_members": len(counts),
+        "p_active": active / len(counts),
+        "p_active_interval": list(jeffreys_interval(active, len(counts))),
+        "count": {
+            "mean": float(np.mean(counts)),
+            "median": count_quantiles["50"],
+            "quantiles": count_quantiles,
+            "histogram": {str(n): float(share) for n, share in enumerate(np.bincount(counts) / len(counts))},
+        },
+        "volume_ml": {
+            "mean": float(np.mean(volumes_ml)),
+            "quantiles": {str(q): float(value) for q, value in zip(QUANTILES, volume_quantiles)},
+        },
+    }
+
+
+def jeffreys_interval(successes: int, trials: int) -> tuple[float, float]:
+    """95 % interval of a probability, closed at 0 and 1 where none or all succeed.
+
+    References:
+        Brown, Cai, DasGupta 2001, Interval Estimation for a Binomial Proportion, section 3.1.
+    """
+    low, high = beta.ppf((0.025, 0.975), successes + 0.5, trials - successes + 0.5)
+    return (float(low) if successes else 0.0), (float(high) if successes < trials else 1.0)
+
+
+def covered_slices(native: Placed, slab: Placed) -> tuple[int, int]:
+    """First and last slice of a scan whose middle lies in the slab, along the axis nearest to inferior-superior."""
+    axis = _axial_axis(native.affine)
+    size = np.array(slab.values.shape[-3:])
+    ends = np.stack([(size - 1) / 2] * 2)
+    ends[:, 2] = -0.499, size[2] - 0.501  # its borders, but for the rounding of headers
+    index = nib.affines.apply_affine(np.linalg.inv(native.affine) @ slab.affine, ends)[:, axis]
+    first, last = np.clip([np.ceil(index.min()), np.floor(index.max())], 0, native.values.shape[axis] - 1)
+    return int(first), int(last)
+
+
+def _on_slab(values: np.ndarray, affine: np.ndarray) -> MetaTensor:
+    return MetaTensor(torch.from_numpy(values), affine=torch.from_numpy(affine))
+
+
+def _axial_axis(affine: np.ndarray) -> int:
+    return int(np.flatnonzero(nib.io_orientation(affine)[:, 0] == 2)[0])
+
+
+def _field_of_view(slices: tuple[int, int], shape: tuple[int, ...], affine: np.ndarray) -> dict[str, Any]:
+    axis = _axial_axis(affine)
+    first, last = slices
+    return {
+        "axis": axis,
+        "first_slice": first,
+        "last_slice": last,
+        "num_slices": shape[axis],
+        "statement": f"Lesions are forecast in slices {first} to {last} only, of 0 to {shape[axis] - 1} along voxel "
+        f"axis {axis}; elsewhere the maps are 0 because nothing is forecast there.",
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "bundle": __version__,
+        "monai": monai.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _round_all(report: dict[str, Any]) -> dict[str, Any]:
+    """The report with plain JSON types, floats to four decimals."""
+    return json.loads(json.dumps(report), parse_float=lambda number: round(float(number), 4))
