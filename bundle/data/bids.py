@@ -14,7 +14,14 @@ VISITS = ("w000", "w048", "w096")
 CONDITION = ("flair_w000", "t2_w000", "gd_w000", "flair_w048", "t2_w048", "gd_w048", "net2_w048")
 OUTCOME = ("flair_w096", "net2_w096")
 
-_MASKS = {"t2": "T2lesion", "gd": "Gdlesion", "net2": "NET2"}
+_FILES = {  # folder and ending of each kind of volume
+    "flair": ("", "FLAIR"),
+    "t2": ("derivatives/lesions", "label-T2lesion_mask"),
+    "gd": ("derivatives/lesions", "label-Gdlesion_mask"),
+    "net2": ("derivatives/lesions", "label-NET2_mask"),
+    "brain": ("derivatives/brain", "desc-brain_mask"),
+    "dseg": ("derivatives/synthseg", "dseg"),
+}
 _SUFFIXES = (".nii.gz", ".nii")
 _LABEL = re.compile(r"sub-[A-Za-z0-9]+")
 
@@ -39,6 +46,11 @@ class Case:
     brain: Mapping[str, Path]
     dseg: Path | None
 
+    def place(self, name: str) -> Path:
+        """Where the volume of that name belongs, whether it is there or not."""
+        stem = _stem(self.dataset_dir, self.id, name)
+        return stem.with_name(stem.name + _SUFFIXES[0])
+
 
 def find_case(image: str | Path, dataset_dir: str | Path | None = None, arm: Any = None) -> Case:
     """The patient that `image` belongs to.
@@ -60,9 +72,9 @@ def find_case(image: str | Path, dataset_dir: str | Path | None = None, arm: Any
         arm = arm_index(arm)
     except ValueError as error:
         raise InputError(str(error), "correct the arm of this request", case=case) from error
-    volumes = {name: path for name in CONDITION + OUTCOME if (path := _volume(root, case, *name.split("_")))}
-    brain = {visit: path for visit in VISITS if (path := _derivative(root, "brain", case, visit, "desc-brain_mask"))}
-    dsegs = [path for visit in ("w048", "w000") if (path := _derivative(root, "synthseg", case, visit, "dseg"))]
+    volumes = {name: path for name in CONDITION + OUTCOME if (path := _existing(_stem(root, case, name)))}
+    brain = {visit: path for visit in VISITS if (path := _existing(_stem(root, case, f"brain_{visit}")))}
+    dsegs = [path for visit in ("w048", "w000") if (path := _existing(_stem(root, case, f"dseg_{visit}")))]
     return Case(case, root, arm, volumes, brain, dsegs[0] if dsegs else None)
 
 
@@ -128,14 +140,11 @@ def _patient_folder(image: Path, dataset_dir: Path | None) -> Path:
     raise InputError("not inside a folder sub-*", "arrange the scans in BIDS", file=image)
 
 
-def _volume(root: Path, case: str, kind: str, visit: str) -> Path | None:
-    if kind == "flair":
-        return _existing(root / case / f"ses-{visit}" / "anat" / f"{case}_ses-{visit}_FLAIR")
-    return _derivative(root, "lesions", case, visit, f"label-{_MASKS[kind]}_mask")
-
-
-def _derivative(root: Path, pipeline: str, case: str, visit: str, suffix: str) -> Path | None:
-    return _existing(root / "derivatives" / pipeline / case / f"ses-{visit}" / "anat" / f"{case}_ses-{visit}_{suffix}")
+def _stem(root: Path, case: str, name: str) -> Path:
+    """The file of a volume, without .nii.gz."""
+    kind, visit = name.split("_")
+    pipeline, suffix = _FILES[kind]
+    return root / pipeline / case / f"ses-{visit}" / "anat" / f"{case}_ses-{visit}_{suffix}"
 
 
 def _existing(stem: Path) -> Path | None:

@@ -102,10 +102,10 @@ class LoadCased(MapTransform):
         for name in names:
             kind, visit = name.split("_")
             path = case.volumes.get(name)
+            if path is None and (kind == "flair" or name in OUTCOME):
+                missing = "FLAIR" if kind == "flair" else "outcome mask"
+                raise InputError(f"no {missing} of {visit}", "put it there", case=case.id, file=case.place(name))
             if kind == "flair":
-                if path is None:
-                    file = case.dataset_dir / case.id / f"ses-{visit}" / "anat" / f"{case.id}_ses-{visit}_FLAIR.nii.gz"
-                    raise InputError("no FLAIR", "put the scan of this visit there", case=case.id, file=file)
                 volumes[name] = read_flair(path, case.id)
             elif path is not None:
                 volumes[name] = read_mask(path, case.id)
