@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.data import DataLoader, Dataset
-from monai.transforms import Compose
+from monai.data import Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from bundle.arms import arm_index
 from bundle.data.bids import CONDITION, OUTCOME, Case, find_case
 from bundle.data.grid import SlabGrid
 from bundle.data.transforms import CompactCased, LoadCased, expand_case
+from bundle.errors import InputError
 
 _VERSION = 1  # raise it when LoadCased or CompactCased come to give other numbers
 
@@ -36,10 +37,14 @@ class CachedCases(Dataset):
     """
 
     def __init__(self, items: Sequence[Mapping[str, Any]], load: LoadCased, cache_dir: str | Path) -> None:
-        super().__init__(list(items), Compose([load, CompactCased(load.keys)]))
+        super().__init__(list(items))
         self.load = load
+        self.compact = CompactCased(load.keys)
         self.cache_dir = Path(cache_dir)
-        self.cache_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            self.cache_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError("cannot be written", "choose another cache folder", file=cache_dir) from error
 
     def _transform(self, index: int) -> dict[str, Any]:
         item = self.data[index]
@@ -47,7 +52,7 @@ class CachedCases(Dataset):
         case = find_case(item["image"], arm=arm)
         file = self.cache_dir / f"{case.id}_{self._key(case)}.pt"
         if not file.is_file():
-            _save(self.transform({"image": item["image"], "arm": arm}), file)
+            _save(self.compact(self.load({"image": item["image"], "arm": arm})), file)
         labels = {"arm": arm, "active": bool(item["active"]), "weight": float(item.get("weight", 1)), "case": case.id}
         return expand_case(torch.load(file, weights_only=True), arm) | labels
 
@@ -76,11 +81,27 @@ def fill_cache(dataset: CachedCases, workers: int | None = None) -> None:
 
     Args:
         workers: processes; all cores if not given, 0 reads in this process.
+
+    Raises:
+        InputError: some patients cannot be read; all others are cached by then.
     """
     workers = os.cpu_count() or 1 if workers is None else workers
-    loader = DataLoader(dataset, batch_size=1, num_workers=workers, collate_fn=len)  # only a number crosses processes
-    for _ in tqdm(loader, total=len(dataset), desc="reading scans", unit="patient"):
-        pass
+    loader = DataLoader(_Readings(dataset), batch_size=None, num_workers=workers)
+    told = [error for error in tqdm(loader, desc="reading scans", unit="patient") if error]
+    if told:
+        problem = f"{len(told)} of {len(dataset)} patients cannot be read, the first: {told[0]}"
+        raise InputError(problem, "repair them or take them out of the datalist")
+
+
+class _Readings(Dataset):
+    """Caches a patient and gives what was wrong with it, "" if nothing: text crosses processes, an InputError does not."""
+
+    def _transform(self, index: int) -> str:
+        try:
+            self.data[index]
+        except InputError as error:
+            return str(error)
+        return ""
 
 
 def _save(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
