@@ -214,7 +214,7 @@ def _draw_counts(axes: Axes, histogram: dict[str, float]) -> None:
 
 
 def _write_sites(side: SubFigure, sites: list[dict[str, Any]]) -> None:
-    side.text(0.05, 0.53, "Likely sites", fontsize=12, weight="bold")
+    side.text(0.05, 0.53, "Likely sites (x, y, z in mm)", fontsize=12, weight="bold")
     if not sites:
         side.text(0.05, 0.5, "No sample places a lesion.", fontsize=10)
     for rank, site in enumerate(sites[:SITES_SHOWN], start=1):
@@ -222,8 +222,7 @@ def _write_sites(side: SubFigure, sites: list[dict[str, Any]]) -> None:
         place = ", ".join(f"{x:.0f}" for x in site["centre_mm"])
         side.text(0.05, height, f"{rank}", fontsize=12, weight="bold", color="#1d7a28")
         side.text(0.13, height, f"{percent(site['probability'])} within {site['radius_mm']:.0f} mm", fontsize=11)
-        region = f"{site['region']}, " if site["region"] else ""
-        side.text(0.13, height - 0.022, f"{region}at ({place}) mm", fontsize=8.5, color="#555555")
+        side.text(0.13, height - 0.022, f"{site['region'] or ''} ({place})", fontsize=8.5, color="#555555")
 
 
 def _provenance(forecast: dict[str, Any]) -> str:

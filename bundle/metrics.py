@@ -22,19 +22,18 @@ def activity_auc(score: Tensor, active: Tensor) -> float:
     return float(roc_auc_score(active.cpu().numpy(), score.float().cpu().numpy()))
 
 
-def log_skill(log_loss: Tensor, num_lesion_voxels: Tensor, num_voxels: int) -> float:
-    """Share of the outcome map's entropy that a heatmap explains: 1 - log loss / log loss of the best constant map.
+def log_skill(log_loss: Tensor, lesion_share: Tensor) -> float:
+    """Share of the outcome maps' entropy that heatmaps explain: 1 - log loss / log loss of the best constant map.
 
     Args:
-        log_loss: (N,), voxel-wise log loss of the heatmap summed over a patient's voxels, in nats.
-        num_lesion_voxels: (N,), voxels of the patient's outcome that are NET2.
-        num_voxels: voxels a patient.
+        log_loss: (N,), log loss of a patient's heatmap, mean over voxels, in nats.
+        lesion_share: (N,), share of the patient's voxels that became NET2.
 
     Returns:
-        1 for the perfect heatmap, 0 for the best constant one, negative for worse; NaN when no patient has a lesion.
+        1 for perfect heatmaps, 0 for the best constant one, negative for worse; NaN when no patient has a lesion.
     """
-    p = float(num_lesion_voxels.double().mean()) / num_voxels
+    p = float(lesion_share.double().mean())
     if not 0 < p < 1:
         return math.nan
-    entropy = -(p * math.log(p) + (1 - p) * math.log1p(-p)) * num_voxels
+    entropy = -(p * math.log(p) + (1 - p) * math.log1p(-p))
     return 1 - float(log_loss.double().mean()) / entropy

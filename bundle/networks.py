@@ -1,5 +1,6 @@
 """Slab UNet and ControlNet over MONAI's nets: the only module that knows their argument names."""
 
+import copy
 from typing import Sequence
 
 import torch
@@ -82,6 +83,12 @@ class ForecastNetwork(nn.Module):
             )
             self.start_control_from_unet()
 
+    def without_control(self) -> "ForecastNetwork":
+        """A network of its own with a copy of this UNet and no ControlNet: what stage 1 trains."""
+        alone = copy.copy(self)
+        alone._modules = {"unet": copy.deepcopy(self.unet), "controlnet": None}
+        return alone
+
     def start_control_from_unet(self) -> None:
         """Give the ControlNet a copy of the UNet's encoder and class embedding (Zhang et al. 2023, section 3.1)."""
         own = self.controlnet.state_dict()
@@ -105,9 +112,20 @@ class ForecastNetwork(nn.Module):
         )
         return F.pixel_shuffle(output, self.patch_size)
 
-    def __prepare_scriptable__(self) -> torch.jit.ScriptModule:
+    def __prepare_scriptable__(self) -> nn.Module:
         """MONAI's two nets cannot be scripted: `torch.jit.script` of this network yields a trace."""
         side = 4 * self.stride
         example = torch.zeros(1, self.outcome_channels + self.image_channels + 2, side, side)
         example = example.to(next(self.parameters()).device)
-        return torch.jit.trace(self.eval(), example, check_trace=False)
+        return _Traced(torch.jit.trace(self.eval(), example, check_trace=False))
+
+
+class _Traced(nn.Module):
+    """Scripting takes a module that calls a trace, not the trace itself."""
+
+    def __init__(self, trace: torch.jit.ScriptModule) -> None:
+        super().__init__()
+        self.trace = trace
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.trace(x)

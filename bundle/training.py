@@ -5,15 +5,15 @@ saved is therefore short (weights, their average, optimiser, counters) and an in
 the CPU to an unbroken one, and n processes train the same weights as one with the same global batch.
 """
 
-import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Iterator
 
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import ProgressBar
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -32,6 +32,18 @@ from bundle.slabs import fold_slices
 def rank_and_world() -> tuple[int, int]:
     """This process's rank and how many there are; (0, 1) outside torchrun."""
     return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+
+
+def join_processes() -> None:
+    """Join the processes torchrun started: nccl on GPUs, gloo on CPUs."""
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(pick_device())
+
+
+def is_follower() -> bool:
+    """Whether another process than this one reports and saves."""
+    return rank_and_world()[0] > 0
 
 
 class IterationBatches(Sampler[list[int]]):
@@ -70,10 +82,10 @@ class IterationBatches(Sampler[list[int]]):
 
 
 def training_loader(
-    dataset: Dataset, batch_size: int, num_iterations: int, seed: int = 0, num_workers: int = 0
+    dataset: Dataset, batch_size: int, num_epochs: int, epoch_length: int, seed: int = 0, num_workers: int = 0
 ) -> DataLoader:
-    """Loader of `num_iterations` global batches that can start at any iteration (see `Checkpoints`)."""
-    batches = IterationBatches(len(dataset), batch_size, num_iterations, seed)
+    """Loader of `num_epochs` x `epoch_length` global batches that can start at any iteration (see `Checkpoints`)."""
+    batches = IterationBatches(len(dataset), batch_size, num_epochs * epoch_length, seed)
     return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers)
 
 
@@ -155,6 +167,11 @@ class TrainStep:
         with torch.autocast(device.type, torch.bfloat16, enabled=self.amp):
             losses = self.loss(self.denoiser, fold_slices(target), condition_of(image), streams)
         loss = (losses * batch["weight"].to(losses)).mean()
+        if not loss.isfinite():
+            raise InputError(
+                f"the loss is {loss.item()} at iteration {engine.state.iteration}",
+                "run again with a lower learning rate; it goes on from the last checkpoint",
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         trained = [p for group in optimizer.param_groups for p in group["params"]]
@@ -165,9 +182,21 @@ class TrainStep:
         return {"loss": loss.item(), "grad_norm": grad_norm.item(), "lr": self.lr_schedule.get_last_lr()[0]}
 
 
+class LossBar(ProgressBar):
+    """Progress bar of an epoch that shows what `TrainStep` returns."""
+
+    def attach(self, engine: Engine) -> None:
+        super().attach(engine, output_transform=lambda output: output)
+
+
 def bare(network: nn.Module) -> nn.Module:
     """The network without its DistributedDataParallel wrapper."""
     return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+
+
+def pick_device() -> torch.device:
+    """The GPU of this process if there is one, else the CPU."""
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def trainable(network: nn.Module) -> list[nn.Parameter]:
@@ -175,12 +204,12 @@ def trainable(network: nn.Module) -> list[nn.Parameter]:
     return [p for p in network.parameters() if p.requires_grad]
 
 
-def warmup_cosine(optimizer: Optimizer, num_warmup: int, num_iterations: int) -> LRScheduler:
-    """Learning rate up linearly over `num_warmup` steps, then down a half cosine to a hundredth of its peak."""
+def warmup_cosine(optimizer: Optimizer, num_warmup: int, num_epochs: int, epoch_length: int) -> LRScheduler:
+    """Learning rate up linearly over `num_warmup` iterations, then down a half cosine to a hundredth of its peak."""
+    lowest = optimizer.param_groups[0]["lr"] / 100
     up = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / num_warmup, total_iters=num_warmup)
-    down = torch.optim.lr_scheduler.CosineAnnealingLR(
-        optimizer, max(1, num_iterations - num_warmup), eta_min=optimizer.param_groups[0]["lr"] / 100
-    )
+    num_down = max(1, num_epochs * epoch_length - num_warmup)
+    down = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_down, eta_min=lowest)
     return torch.optim.lr_scheduler.SequentialLR(optimizer, [up, down], [num_warmup])
 
 
@@ -287,7 +316,7 @@ class Checkpoints:
             network.start_control_from_unet()
 
     def save(self, engine: Engine) -> None:
-        if rank_and_world()[0]:
+        if is_follower():
             return
         score = engine.state.epoch
         if self.evaluator is not None:

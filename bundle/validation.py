@@ -30,7 +30,7 @@ class ValidationStep:
 
     @torch.inference_mode()
     def __call__(self, engine: Engine, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Per patient: `expected_voxels` and `log_loss` of the heatmap, `lesion_voxels` and `active` of the truth."""
+        """Per patient: `expected_volume` and mean `log_loss` of the heatmap, `lesion_share` and `active` of the truth."""
         device = engine.state.device
         image, target = (batch[key].to(device, torch.float32) for key in ("image", "target"))
         streams = Streams.for_batch(self.seed, engine.state.iteration, range(len(image)), len(image))
@@ -40,9 +40,9 @@ class ValidationStep:
         lesion = (target[:, -1] > 0).float()
         log_loss = F.binary_cross_entropy(heatmap.clamp(1e-7, 1 - 1e-7), lesion, reduction="none")
         return {
-            "expected_voxels": heatmap.flatten(1).sum(1),
-            "log_loss": log_loss.flatten(1).sum(1),
-            "lesion_voxels": lesion.flatten(1).sum(1),
+            "expected_volume": heatmap.flatten(1).sum(1),
+            "log_loss": log_loss.flatten(1).mean(1),
+            "lesion_share": lesion.flatten(1).mean(1),
             "active": lesion.flatten(1).amax(1),
         }
 
@@ -51,21 +51,11 @@ class ActivityAUC(EpochMetric):
     """`activity_auc` of the expected lesion volume."""
 
     def __init__(self) -> None:
-        super().__init__(
-            activity_auc, lambda output: (output["expected_voxels"], output["active"]), check_compute_fn=False
-        )
+        super().__init__(activity_auc, lambda o: (o["expected_volume"], o["active"]), check_compute_fn=False)
 
 
 class LogSkill(EpochMetric):
-    """`log_skill` of the heatmap.
+    """`log_skill` of the heatmap."""
 
-    Args:
-        num_voxels: voxels of the model's grid.
-    """
-
-    def __init__(self, num_voxels: int) -> None:
-        super().__init__(
-            lambda log_loss, lesion_voxels: log_skill(log_loss, lesion_voxels, num_voxels),
-            lambda output: (output["log_loss"], output["lesion_voxels"]),
-            check_compute_fn=False,
-        )
+    def __init__(self) -> None:
+        super().__init__(log_skill, lambda o: (o["log_loss"], o["lesion_share"]), check_compute_fn=False)

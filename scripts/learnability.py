@@ -1,0 +1,128 @@
+"""Can the network learn at all, and in which form? Overfit a few patients, per prediction type and width.
+
+    python -m scripts.learnability --dataset_dir DIR --out DIR [--patients 8] [--iterations 400] [--variants a,b]
+
+UNet and ControlNet are trained together on the same few active patients, unaugmented. Then, for each variant: the x0
+error on NET2 foreground and background per log-SNR beside the best constant's, the FLAIR error, and the Dice of sampled
+members with the patients' own masks. Written to `learnability.csv` (long form) as each variant ends.
+"""
+
+import csv
+import time
+from pathlib import Path
+
+import fire
+import torch
+from tqdm import trange
+
+from bundle.data.cache import cached_dataset
+from bundle.data.datalist import load_split
+from bundle.data.grid import SlabGrid
+from bundle.denoiser import Condition, Denoiser
+from bundle.errors import report_in_one_line
+from bundle.forecasting import EnsembleInferer, condition_of
+from bundle.losses import DenoisingLoss, MinSNR
+from bundle.networks import ForecastNetwork
+from bundle.prediction import BinaryPrediction, ContrastwisePrediction, EpsPrediction, VPrediction, X0Prediction
+from bundle.randomness import Streams
+from bundle.samplers import DPMSolverPP2M
+from bundle.schedules import InterpolatedCosine, LogSNRUniformGrid, alpha_sigma
+from bundle.slabs import fold_slices
+
+LITE = dict(channels=(64, 96, 160), attention_levels=(False, False, True), num_res_blocks=1, num_head_channels=32,
+            patch_size=2, conditioning_channels=96)  # fmt: skip
+NARROW = LITE | dict(channels=(32, 64, 96, 128), attention_levels=(False, False, False, True), patch_size=1,
+                     conditioning_channels=32)  # fmt: skip
+X0, EPS, V, BINARY = X0Prediction(), EpsPrediction(), VPrediction(), BinaryPrediction()
+# name: network, prediction of FLAIR and NET2, floor of the min-SNR weight
+VARIANTS = {
+    "x0+binary": (LITE, (X0, BINARY), 0.2),
+    "x0": (LITE, (X0, X0), 0.2),
+    "v": (LITE, (V, V), 0.2),
+    "eps": (LITE, (EPS, EPS), 0.2),
+    "v+binary": (LITE, (V, BINARY), 0.2),
+    "x0+binary, no floor": (LITE, (X0, BINARY), 0.0),
+    "x0+binary, narrow": (NARROW, (X0, BINARY), 0.2),
+    "x0, narrow": (NARROW, (X0, X0), 0.2),
+    "v, narrow": (NARROW, (V, V), 0.2),
+}
+SCHEDULE = InterpolatedCosine(image_size=96, low_size=32, high_size=96)
+LEVELS = (-12.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
+
+
+def run(dataset_dir: str, out: str, patients: int = 8, iterations: int = 400, variants: str = "", seed: int = 0) -> None:
+    """Train and measure each variant (all, or those named, separated by "; ")."""
+    items = [item for item in load_split(dataset_dir, "training") if item["active"]][:patients]
+    cases = cached_dataset(items, SlabGrid(), Path(out) / "cache")
+    image, target = (torch.stack([case[key] for case in cases]) for key in ("image", "target"))
+    rows = Path(out) / "learnability.csv"
+    fresh = not rows.exists()
+    with rows.open("a", newline="") as file:
+        writer = csv.writer(file)
+        if fresh:
+            writer.writerow(["variant", "measure", "logsnr", "value", "best_constant", "patients", "iterations"])
+        for name in variants.split("; ") if variants else VARIANTS:
+            for row in measure(*VARIANTS[name], image, target, iterations, seed, name):
+                writer.writerow([name, *row, patients, iterations])
+            file.flush()
+
+
+def measure(architecture, predictions, floor, image, target, iterations, seed, name):
+    """Rows (measure, logsnr, value, best_constant) of one variant."""
+    torch.manual_seed(seed)
+    network = ForecastNetwork(**architecture)
+    denoiser = Denoiser(network, ContrastwisePrediction(predictions))
+    loss = DenoisingLoss(SCHEDULE, MinSNR(floor=floor))
+    x0, condition = fold_slices(target), condition_of(image)
+    optimizer = torch.optim.AdamW(network.parameters(), 5e-4)
+    started = time.perf_counter()
+    for iteration in trange(iterations, desc=name):
+        optimizer.param_groups[0]["lr"] = 5e-4 * min(1, (iteration + 1) / 50, 4 * (1 - iteration / iterations))
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = loss(denoiser, x0, condition, Streams.for_batch(seed, iteration, range(len(x0)), len(x0)))
+        optimizer.zero_grad()
+        losses.mean().backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+    yield "seconds_per_iteration", "", (time.perf_counter() - started) / iterations, ""
+    yield from denoising_errors(denoiser.eval(), x0, condition, seed)
+    yield "dice_of_members", "", member_dice(network, denoiser.prediction, image, target, seed), ""
+
+
+@torch.inference_mode()
+def denoising_errors(denoiser: Denoiser, x0, condition: Condition, seed: int):
+    """Mean square of x0's error by log-SNR: FLAIR, NET2 foreground, NET2 background."""
+    flair, net2 = x0.chunk(2, dim=1)
+    lesion = net2 > 0
+    share = lesion.float().mean()
+    constants = {"flair": flair.var(), "net2_foreground": (2 - 2 * share) ** 2, "net2_background": (2 * share) ** 2}
+    for logsnr in LEVELS:
+        level = torch.full((len(x0),), logsnr)
+        alpha, sigma = alpha_sigma(torch.tensor(logsnr))
+        z_t = alpha * x0 + sigma * Streams.for_members(seed, "noise", range(len(x0))).normal(x0.shape[1:])
+        with torch.autocast("cpu", torch.bfloat16):
+            square = (denoiser(z_t, level, condition) - x0).square()
+        flair_error, net2_error = square.chunk(2, dim=1)
+        values = {
+            "flair": flair_error.mean(),
+            "net2_foreground": net2_error[lesion].mean(),
+            "net2_background": net2_error[~lesion].mean(),
+        }
+        for measure_name, value in values.items():
+            yield measure_name, logsnr, value.item(), constants[measure_name].item()
+
+
+def member_dice(network, prediction, image, target, seed: int, num_members: int = 4) -> float:
+    """Dice of members with their patient's outcome, mean over members and patients."""
+    inferer = EnsembleInferer(
+        SCHEDULE, LogSNRUniformGrid(-12, 10), DPMSolverPP2M(), prediction, num_members, seed=seed, progress=False
+    )
+    members = inferer(image, network) > 0.5  # (B, K, H, W, S)
+    truth = (target[:, -1:] > 0).expand_as(members)
+    overlap = (members & truth).flatten(2).sum(2)
+    return (2 * overlap / (members.flatten(2).sum(2) + truth.flatten(2).sum(2))).mean().item()
+
+
+if __name__ == "__main__":
+    report_in_one_line()
+    fire.Fire(run)
