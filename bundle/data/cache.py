@@ -68,7 +68,7 @@ def cached_dataset(
     grid: SlabGrid,
     cache_dir: str | Path,
     *,
-    mask_threshold: float = 1 / 3,
+    mask_threshold: float | None = None,
     drop_visits: Sequence[str] = (),
 ) -> CachedCases:
     """The training data set on a grid; see `CachedCases`."""

@@ -34,15 +34,14 @@ def make_datalist(dataset_dir: str | Path, seed: int = 0) -> dict[str, Any]:
     root = Path(dataset_dir)
     arms = read_participants(root)
     cases = [find_case(root / name, arm=arms.get(name, NULL_ARM)) for name in list_cases(root)]
-    usable = [case for case in cases if {"flair_w000", "flair_w048"} <= set(case.volumes)]
-    datalist: dict[str, Any] = {"name": root.name, "seed": seed, "left_out": [c.id for c in cases if c not in usable]}
-    datalist |= {split: [] for split in SPLITS}
-    for case, split in zip(usable, _splits([case.arm for case in usable], seed)):
-        datalist[split].append({"image": case.id, "case": case.id, "arm": CLASSES[case.arm], "active": None})
-    items = [item for split in SPLITS for item in datalist[split]]
-    found = {case.id: case for case in usable}
-    for item in tqdm(items, desc="reading outcomes", unit="patient"):
-        item["active"] = _active(found[item["case"]])
+    complete = [{"flair_w000", "flair_w048"} <= set(case.volumes) for case in cases]
+    usable = [case for case, is_complete in zip(cases, complete) if is_complete]
+    left_out = [case.id for case, is_complete in zip(cases, complete) if not is_complete]
+    datalist: dict[str, Any] = {"name": root.name, "seed": seed, "left_out": left_out} | {split: [] for split in SPLITS}
+    splits = _splits([case.arm for case in usable], seed)
+    for case, split in zip(tqdm(usable, desc="reading outcomes", unit="patient"), splits):
+        item = {"image": case.id, "case": case.id, "arm": CLASSES[case.arm], "active": _active(case)}
+        datalist[split].append(item)
     return datalist
 
 
@@ -53,7 +52,7 @@ def load_split(dataset_dir: str | Path, split: str, datalist: str | Path | None 
         dataset_dir: a BIDS data set.
         split: "training", "validation" or "test".
         datalist: a file of `scripts.make_datalist`; `<dataset_dir>/datalist.json` if not given, which is made, with seed
-            0, if absent. For training only patients whose outcome is known are of use: `with_outcome`.
+            0, if absent. Training needs those of the items whose outcome is known: `with_outcome`.
 
     Raises:
         InputError: the file is not a datalist, or has no such split.
@@ -79,7 +78,7 @@ def write_datalist(datalist: dict[str, Any], path: Path) -> None:
             os.fsync(stream.fileno())
         os.replace(part, path)
     except OSError as error:
-        raise InputError("cannot be written", "choose another place with --out", file=path) from error
+        raise InputError("cannot be written", "choose another place: scripts.make_datalist --out", file=path) from error
     finally:
         part.unlink(missing_ok=True)
 
