@@ -1,0 +1,113 @@
+"""Configs are architecture: they parse, resolve, agree, and hold no logic (docs: `bundle` says how, JSON which)."""
+
+import ast
+import json
+from importlib.metadata import version
+from pathlib import Path
+from pydoc import locate
+
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from monai.bundle.config_item import ComponentLocator, ConfigComponent
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.json") if path.name != "metadata.json")
+LOCATOR = ComponentLocator()
+SHARED = ("network_def", "grid", "schedule", "prediction", "foreground_weight", "device")
+
+
+def read(name):
+    return json.loads((ROOT / "configs" / name).read_text())
+
+
+def values(node):
+    """Every leaf and every component of a config."""
+    if isinstance(node, dict):
+        yield node
+        for value in node.values():
+            yield from values(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from values(value)
+    else:
+        yield node
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_expressions_are_an_import_a_reference_or_one_call(path):
+    for text in values(json.loads(path.read_text())):
+        if not (isinstance(text, str) and text.startswith("$")):
+            continue
+        (statement,) = ast.parse(text[1:].replace("@", "ref_").replace("#", "_")).body
+        if isinstance(statement, (ast.Import, ast.ImportFrom)):
+            continue
+        nodes = [type(node) for node in ast.walk(statement)]
+        assert nodes.count(ast.Call) <= 1, text
+        allowed = {ast.Expr, ast.Call, ast.Name, ast.Load, ast.Attribute, ast.Constant, ast.List, ast.keyword}
+        assert set(nodes) <= allowed, text
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_target_resolves_and_ours_are_written_in_full(path):
+    for node in values(json.loads(path.read_text())):
+        if isinstance(node, dict) and "_target_" in node:
+            component = ConfigComponent(config={"_target_": node["_target_"]}, locator=LOCATOR)
+            assert locate(component.resolve_module_name()), node["_target_"]
+            assert "." in node["_target_"] or component.resolve_module_name().startswith("monai."), node["_target_"]
+
+
+def test_training_and_inference_agree_on_what_they_share():
+    train, inference = read("train.json"), read("inference.json")
+    assert {name: train[name] for name in SHARED} == {name: inference[name] for name in SHARED}
+
+
+@pytest.mark.parametrize("overlay", ["paper.json", "multi_gpu.json"])
+def test_overlays_change_only_what_is_there(overlay):
+    parsers = [ConfigParser(read(name)) for name in ("train.json", "inference.json")]
+    for name in read(overlay):
+        parent = name.rpartition("#")[0] or name
+        assert any(parent in parser for parser in parsers) or name == "finalize", name
+
+
+def test_required_ids_of_monai_and_the_run_ids_are_there():
+    train, inference = ConfigParser(read("train.json")), ConfigParser(read("inference.json"))
+    for name in ("bundle_root", "device", "dataset_dir", "network_def", "train#trainer", "train#dataset", "train#inferer"):
+        assert name in train, name
+    assert isinstance(train["train#handlers"], list)
+    for name in ("bundle_root", "device", "dataset_dir", "network_def", "evaluator", "dataset", "inferer"):
+        assert name in inference, name
+    for name in ("training", "pretraining", "finetuning"):
+        assert name in train
+    assert inference["run"] == inference["inference"]
+    for name in ("case", "arm", "output_dir", "num_members", "num_steps", "guidance_scale", "seed", "member_batch"):
+        assert name in inference, name
+
+
+def test_the_lite_network_is_what_the_metadata_says_and_fits_in_20_mb():
+    inference, metadata = ConfigParser(read("inference.json")), read("metadata.json")
+    network = inference.get_parsed_content("network_def")
+    tensors = metadata["network_data_format"]
+    x = torch.zeros(1, tensors["inputs"]["image"]["num_channels"], 80, 96)
+    with torch.inference_mode():
+        assert network(x).shape == (1, tensors["outputs"]["pred"]["num_channels"], 80, 96)
+    assert 2 * sum(value.numel() for value in network.state_dict().values()) < 20e6
+
+
+def test_paper_json_builds_589_million_parameters():
+    config = {**read("inference.json"), **read("paper.json")}
+    with torch.device("meta"):
+        network = ConfigParser(config).get_parsed_content("network_def")
+    assert abs(sum(p.numel() for p in network.parameters()) / 1e6 - 589) < 1
+    assert ConfigParser(config).get_parsed_content("grid").shape == (256, 256, 15)
+
+
+def test_metadata_obeys_its_schema_and_names_the_versions_in_use():
+    jsonschema = pytest.importorskip("jsonschema")
+    metadata = read("metadata.json")
+    schema = ROOT.parent / "shared" / "schemas" / Path(metadata["schema"]).name
+    if schema.exists():
+        jsonschema.validate(metadata, json.loads(schema.read_text()))
+    assert metadata["version"] in metadata["changelog"]
+    assert metadata["version"] == version("ms-net2-forecast")
+    assert version("monai").startswith(metadata["monai_version"].rpartition(".")[0])
