@@ -100,7 +100,7 @@ def _write_header(header: SubFigure, forecast: dict[str, Any]) -> None:
     header.text(
         0.012,
         0.45,
-        f"Chance of new or enlarging T2 lesions in the year after the second scan: {chance}",
+        f"Chance of new or enlarging T2 lesions from week 48 to week 96: {chance}",
         va="center",
         fontsize=16,
     )
