@@ -25,7 +25,7 @@ class CachedCases(Dataset):
 
     MONAI's PersistentDataset has the same aim, but moves its files over from the system's temporary folder: killed in
     between it leaves half a file, which the next run cannot load. Here a file appears whole or not at all, and its name
-    depends on the scans (name, size, time), the grid, and the mask threshold: whatever changes is read again.
+    depends on the scans (name, size, time), the grid and the visits: whatever changes is read again.
 
     Args:
         items: dictionaries of `bundle.data.datalist.load_split` or `balanced_subset`.
@@ -59,7 +59,7 @@ class CachedCases(Dataset):
     def _key(self, case: Case) -> str:
         paths = [case.volumes.get(name) for name in CONDITION + OUTCOME] + [case.brain[visit] for visit in sorted(case.brain)]
         files = [path and (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-        recipe = (_VERSION, self.load.grid, self.load.mask_threshold, self.load.drop_visits, files)
+        recipe = (_VERSION, self.load.grid, self.load.drop_visits, files)
         return hashlib.sha256(repr(recipe).encode()).hexdigest()[:20]
 
 
@@ -68,11 +68,10 @@ def cached_dataset(
     grid: SlabGrid,
     cache_dir: str | Path,
     *,
-    mask_threshold: float | None = None,
     drop_visits: Sequence[str] = (),
 ) -> CachedCases:
     """The training data set on a grid; see `CachedCases`."""
-    load = LoadCased(grid=grid, with_outcome=True, mask_threshold=mask_threshold, drop_visits=drop_visits)
+    load = LoadCased(grid=grid, with_outcome=True, drop_visits=drop_visits)
     return CachedCases(items, load, cache_dir)
 
 

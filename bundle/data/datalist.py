@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,14 @@ def load_split(dataset_dir: str | Path, split: str, datalist: str | Path | None 
     if datalist is None and not path.is_file():
         write_datalist(make_datalist(root), path)
     try:
-        items = json.loads(path.read_text())[split]
-        return [item | {"image": str(root / item["image"])} for item in items]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        content = json.loads(path.read_text())
+        items = [item | {"image": str(root / item["image"])} for item in content[split]]
+        listed = {item["case"] for name in SPLITS for item in content.get(name, ())} | set(content.get("left_out", ()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"no datalist with {split!r} in it", "make it with scripts.make_datalist", file=path) from error
+    if datalist is None and (new := set(list_cases(root)) - listed):
+        warnings.warn(f"{path}: {len(new)} patients came later; scripts.make_datalist makes it anew", stacklevel=2)
+    return items
 
 
 def write_datalist(datalist: dict[str, Any], path: Path) -> None:

@@ -87,42 +87,19 @@ def to_slab(data: np.ndarray, affine: np.ndarray, slab_affine: np.ndarray, grid:
     """
     if not data.any():
         return np.zeros(grid.shape, np.float32)
-    points, fine = _fine_points(affine, slab_affine)
+    points, fine = fine_points(affine, slab_affine)
     read = read_linearly(data, affine, fine, tuple(points * grid.shape))
     h, w, s = grid.shape
     return read.reshape(h, points[0], w, points[1], s, points[2]).mean(axis=(1, 3, 5))
 
 
-def lesions_to_slab(mask: np.ndarray, affine: np.ndarray, slab_affine: np.ndarray, grid: SlabGrid) -> np.ndarray:
-    """A lesion mask on the slab such that each lesion lives on with its volume.
-
-    Marking the cells of which a lesion covers some share loses small lesions or swells and merges others: no share keeps both
-    95 % of the lesions and 95 % of their count (docs/grid.md). So each lesion (26-neighbour component) marks the cells that it
-    covers most, as many as its volume in the slab fills, at least one.
-
-    Args:
-        mask: (X, Y, Z), 0 is not lesion.
-        affine: (4, 4) of `mask`.
-        slab_affine: (4, 4), `grid.affine(...)`.
-
-    Returns:
-        (H, W, S) bool; equal to the mask where cells are voxels.
-    """
-    marked = np.zeros(grid.shape, bool)
-    if not mask.any():
-        return marked
-    labels, _ = ndimage.label(mask, structure=np.ones((3, 3, 3)))
-    points, fine = _fine_points(affine, slab_affine)
-    labels = read_nearest(labels, affine, fine, tuple(points * grid.shape))
-    at = np.argwhere(labels)
-    lesion, cell = labels[tuple(at.T)], np.ravel_multi_index((at // points).T, grid.shape)
-    (lesions, cells), covered = np.unique([lesion, cell], axis=1, return_counts=True)
-    order = np.lexsort((-covered, lesions))  # by lesion, its most covered cell first
-    lesions, cells = lesions[order], cells[order]
-    rank = np.arange(len(lesions)) - np.searchsorted(lesions, lesions)
-    filled = np.maximum(np.round(np.bincount(lesion) / points.prod()), 1)
-    marked.flat[cells[rank < filled[lesions]]] = True
-    return marked
+def fine_points(affine: np.ndarray, slab_affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points (3,) per cell along (H, W, S) so dense that each voxel holds one, tilted or not, and their affine (4, 4)."""
+    voxels_per_cell = np.abs(np.linalg.inv(affine) @ slab_affine)[:3, :3].sum(axis=0)  # the sum, for tilted scans
+    points = np.maximum(np.ceil(voxels_per_cell - _UNTILTED), 1).astype(int)
+    fine = slab_affine @ np.diag([*1 / points, 1.0])
+    fine[:3, 3] += slab_affine[:3, :3] @ (1 / points - 1) / 2
+    return points, fine
 
 
 def read_linearly(data: np.ndarray, affine: np.ndarray, at: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -151,15 +128,6 @@ def _road(affine: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     matrix = indices[:3, :3]
     diagonal = np.diag(matrix)  # scipy has a faster road for it
     return diagonal if (matrix == np.diag(diagonal)).all() else matrix, indices[:3, 3]
-
-
-def _fine_points(affine: np.ndarray, slab_affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points (3,) per cell along (H, W, S) so dense that each voxel has one, and their affine."""
-    voxels_per_cell = np.abs(np.linalg.inv(affine) @ slab_affine)[:3, :3].sum(axis=0)  # the sum, for tilted scans
-    points = np.maximum(np.ceil(voxels_per_cell - _UNTILTED), 1).astype(int)
-    fine = slab_affine @ np.diag([*1 / points, 1.0])
-    fine[:3, 3] += slab_affine[:3, :3] @ (1 / points - 1) / 2
-    return points, fine
 
 
 def _fullest_window(profile: np.ndarray, length: float) -> float:

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
-from bundle.data.grid import SlabGrid
+from bundle.data.grid import SlabGrid, fine_points, read_nearest
 
 
 def mask_to_slab(mask: np.ndarray, affine: np.ndarray, slab_affine: np.ndarray, grid: SlabGrid) -> np.ndarray:
@@ -24,13 +24,8 @@ def mask_to_slab(mask: np.ndarray, affine: np.ndarray, slab_affine: np.ndarray, 
     lesions, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
     if not count:
         return marked
-    to_voxels = np.linalg.inv(affine) @ slab_affine
-    points = np.maximum(np.ceil(np.abs(to_voxels)[:3, :3].max(axis=0) - 1e-3), 1).astype(int)  # read per cell
-    fine = to_voxels @ np.diag([*1 / points, 1.0])
-    fine[:3, 3] += to_voxels[:3, :3] @ (1 / points - 1) / 2
-    lesion_at = ndimage.affine_transform(
-        lesions, fine[:3, :3], fine[:3, 3], tuple(points * grid.shape), order=0, mode="grid-constant"
-    )
+    points, fine = fine_points(affine, slab_affine)
+    lesion_at = read_nearest(lesions, affine, fine, tuple(points * grid.shape))
     where = np.argwhere(lesion_at)
     lesion = lesion_at[tuple(where.T)]
     cell = np.ravel_multi_index((where // points).T, grid.shape)

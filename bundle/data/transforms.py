@@ -11,7 +11,8 @@ from monai.transforms import MapTransform
 
 from bundle.data.bids import CONDITION, OUTCOME, Case, find_case
 from bundle.data.brain import estimate_brain
-from bundle.data.grid import SlabGrid, lesions_to_slab, read_linearly, slab_centre, to_slab
+from bundle.data.grid import SlabGrid, read_linearly, slab_centre, to_slab
+from bundle.data.masks import mask_to_slab
 from bundle.data.volumes import Volume, check_same_grid, read_flair, read_mask
 from bundle.errors import InputError
 
@@ -31,8 +32,6 @@ class LoadCased(MapTransform):
         grid: the slab.
         with_outcome: also reads the two-year visit.
         drop_visits: visits to treat as not there, e.g. ("w048",) for a forecast from the pre-treatment scans alone.
-        mask_threshold: share of a cell that a mask must cover to mark it; by default each lesion keeps its volume
-            (`bundle.data.grid.lesions_to_slab`).
 
     The dictionary's "arm" (anything `bundle.arms.arm_index` takes) goes before participants.tsv. Adds or replaces
         image: (8, H, W, S) float32 MetaTensor in the slab's RAS affine: flair_w000, t2_w000, gd_w000, flair_w048, t2_w048,
@@ -54,7 +53,6 @@ class LoadCased(MapTransform):
         *,
         with_outcome: bool = False,
         drop_visits: Iterable[str] = (),
-        mask_threshold: float | None = None,
     ) -> None:
         super().__init__(keys)
         if not set(drop_visits) < {"w000", "w048"}:
@@ -62,7 +60,6 @@ class LoadCased(MapTransform):
         self.grid = grid or SlabGrid()
         self.with_outcome = with_outcome
         self.drop_visits = tuple(drop_visits)
-        self.mask_threshold = mask_threshold
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         output = dict(data)
@@ -84,7 +81,9 @@ class LoadCased(MapTransform):
             if name.startswith("flair")
         }
         masks = {
-            name: np.where(self._mask(volume, affine), 1, -1) for name, volume in volumes.items() if name not in flairs
+            name: np.where(mask_to_slab(volume.data, volume.affine, affine, self.grid), 1, -1)
+            for name, volume in volumes.items()
+            if name not in flairs
         }
         flairs = _normalised(flairs, inside, case)
         unknown = np.zeros(self.grid.shape)
@@ -103,11 +102,6 @@ class LoadCased(MapTransform):
         if self.with_outcome:
             loaded["target"] = _tensor(np.stack([(flairs | masks)[name] for name in OUTCOME]), affine, meta)
         return loaded
-
-    def _mask(self, mask: Volume, affine: np.ndarray) -> np.ndarray:
-        if self.mask_threshold is None:
-            return lesions_to_slab(mask.data, mask.affine, affine, self.grid)
-        return to_slab(mask.data, mask.affine, affine, self.grid) >= self.mask_threshold - 1e-4
 
     def _read(self, case: Case, names: list[str]) -> dict[str, Volume]:
         volumes: dict[str, Volume] = {}

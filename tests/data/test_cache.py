@@ -65,7 +65,6 @@ def test_labels_are_not_cached(items, tmp_path, decoded):
     "options",
     [
         {"grid": SlabGrid((2, 2, 3), (24, 28, 13))},
-        {"grid": GRID, "mask_threshold": 0.5},
         {"grid": GRID, "drop_visits": ["w048"]},
     ],
 )

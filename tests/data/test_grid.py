@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from bundle.data.grid import SlabGrid, lesions_to_slab, read_linearly, slab_centre, to_slab
+from bundle.data.grid import SlabGrid, read_linearly, slab_centre, to_slab
 
 GRID = SlabGrid((2, 2, 3), (6, 8, 5))
 AFFINE = GRID.affine(np.array([3.0, -4.0, 10.0]))
@@ -86,43 +86,6 @@ def test_a_mask_gives_the_share_of_the_cell_it_covers():
     mask[4, 4, 2] = mask[5, 5, 2] = mask[6, 4, 2] = 1
     slab = to_slab(mask, SlabGrid((1, 1, 3), mask.shape).affine(np.array([3.0, -4.0, 10.0])), AFFINE, GRID)
     assert slab[2, 2, 2] == 0.5 and slab[3, 2, 2] == 0.25 and slab.sum() == 0.75
-
-
-@pytest.mark.parametrize("shift", [0, 1])
-def test_a_lesion_keeps_its_volume_on_the_slab(shift):
-    """Cells of 2 x 2 x 1 voxels: a lesion of n voxels marks n / 4 of them, a small one its one best."""
-    native = SlabGrid((1, 1, 3), (12, 16, 5)).affine(np.array([3.0, -4.0, 10.0]))
-    mask = np.zeros((12, 16, 5), bool)
-    mask[shift : 4 + shift, 0:4, 0] = True  # 16 voxels, over 4 or 6 cells
-    mask[8, 8:10, 2] = mask[7, 8, 2] = True  # 3 voxels, 2 of them in cell (4, 4, 2)
-    mask[11, 15, 4] = True
-    slab = lesions_to_slab(mask, native, AFFINE, GRID)
-    assert [slab[..., k].sum() for k in range(5)] == [4, 0, 1, 0, 1]
-    assert slab[4, 4, 2] and slab[5, 7, 4]
-    if shift == 0:
-        assert slab[:2, :2, 0].all()
-
-
-def test_where_cells_are_voxels_the_mask_stays():
-    mask = np.random.default_rng(0).random((6, 8, 5)) < 0.2
-    np.testing.assert_array_equal(lesions_to_slab(mask, AFFINE, AFFINE, GRID), mask)
-
-
-@pytest.mark.parametrize("tilt_degrees", [0, 1, 20])
-def test_no_lesion_is_lost_however_small_and_tilted(tilt_degrees):
-    grid = SlabGrid((2, 2, 3), (30, 30, 15))
-    slab_affine = grid.affine(np.zeros(3))
-    affine = np.eye(4)
-    turn = Rotation.from_euler("xyz", [tilt_degrees, tilt_degrees / 2, -tilt_degrees], degrees=True).as_matrix()
-    affine[:3, :3] = turn * (0.72, 0.72, 3)
-    affine[:3, 3] = affine[:3, :3] @ (-25, -25, -5)
-    for x, y, z in product(range(1, 50, 12), range(1, 50, 12), range(1, 10, 3)):
-        mask = np.zeros((51, 51, 11), bool)
-        mask[x, y, z] = True
-        marked = np.argwhere(lesions_to_slab(mask, affine, slab_affine, grid))
-        assert len(marked) == 1
-        apart = slab_affine[:3, :3] @ marked[0] + slab_affine[:3, 3] - affine[:3, :3] @ (x, y, z) - affine[:3, 3]
-        assert np.abs(apart).max() < 3
 
 
 def test_beyond_the_scan_is_zero_and_its_outer_half_voxel_is_held():

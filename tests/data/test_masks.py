@@ -1,6 +1,9 @@
+from itertools import product
+
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from bundle.data.grid import SlabGrid
 from bundle.data.masks import mask_to_slab
@@ -66,3 +69,20 @@ def test_what_lies_outside_the_slab_is_lost():
     far = NATIVE.copy()
     far[0, 3] += 500
     assert cells(drawn(np.s_[5, 7, 2]), far) == set()
+
+
+@pytest.mark.parametrize("tilt_degrees", [0, 1, 20])
+def test_no_lesion_is_lost_however_small_and_tilted(tilt_degrees):
+    grid = SlabGrid((2, 2, 3), (30, 30, 15))
+    slab_affine = grid.affine(np.zeros(3))
+    affine = np.eye(4)
+    turn = Rotation.from_euler("xyz", [tilt_degrees, tilt_degrees / 2, -tilt_degrees], degrees=True).as_matrix()
+    affine[:3, :3] = turn * (0.72, 0.72, 3)
+    affine[:3, 3] = affine[:3, :3] @ (-25, -25, -5)
+    for x, y, z in product(range(1, 50, 12), range(1, 50, 12), range(1, 10, 3)):
+        mask = np.zeros((51, 51, 11), bool)
+        mask[x, y, z] = True
+        marked = np.argwhere(mask_to_slab(mask, affine, slab_affine, grid))
+        assert len(marked) == 1
+        apart = slab_affine[:3, :3] @ marked[0] + slab_affine[:3, 3] - affine[:3, :3] @ (x, y, z) - affine[:3, 3]
+        assert np.abs(apart).max() < 3

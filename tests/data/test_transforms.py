@@ -81,14 +81,6 @@ def test_what_cannot_be_dropped(wrong):
         LoadCased(drop_visits=wrong)
 
 
-def test_the_mask_threshold_is_the_share_of_a_cell(patient):
-    voxels = np.zeros((48, 56, 15), np.uint8)
-    voxels[20, 20, 5] = voxels[24, 20, 5] = voxels[25, 21, 5] = 1  # a quarter of a cell, and a half
-    patient.write("gd_w048", voxels)
-    for threshold, marked in ((0.2, 2), (0.25, 2), (1 / 3, 1), (0.5, 1), (0.6, 0)):
-        assert (channel(load(patient, mask_threshold=threshold), "gd_w048") > 0).sum() == marked
-
-
 def test_any_file_of_the_patient_and_a_list_of_arms_will_do(patient):
     """What MONAI Label sends: a file as image, and a drop-down's choices as arm."""
     loaded = load(patient, image=str(patient.path("flair_w048")), arm=["ocrelizumab", "placebo"])
