@@ -95,7 +95,7 @@ def read_participants(dataset_dir: str | Path) -> dict[str, int]:
     """Class index of the arm by participant, from participants.tsv; empty if there is no such file.
 
     Raises:
-        InputError: a column is missing, a label is not sub-<letters and digits>, is there twice, or an arm is unheard of.
+        InputError: a column is missing, a label is not sub-<letters and digits> or is there twice, or an unknown arm.
     """
     path = Path(dataset_dir) / "participants.tsv"
     if not path.is_file():
@@ -106,7 +106,9 @@ def read_participants(dataset_dir: str | Path) -> dict[str, int]:
             rows = csv.DictReader(file, delimiter="\t")
             for column in ("participant_id", "treatment_arm"):
                 if column not in (rows.fieldnames or ()):
-                    raise InputError(f"no column {column}", "name it so in the first line; columns are tab-separated", file=path)
+                    raise InputError(
+                        f"no column {column}", "name it so in the first line; columns are tab-separated", file=path
+                    )
             for row in rows:
                 case = (row["participant_id"] or "").strip()
                 if not _LABEL.fullmatch(case):

@@ -32,8 +32,8 @@ class CachedCases(Dataset):
         load: the reader, with outcome.
         cache_dir: made if absent; may be shared by data sets, splits and processes.
 
-    Each item is a dictionary: image (8, H, W, S) and target (2, H, W, S) float32 as `LoadCased` defines them, arm (class
-    index), active (bool), weight (float, 1 if the item has none), case (label).
+    Each item is a dictionary: image (8, H, W, S) and target (2, H, W, S) float32 as `LoadCased` defines them, arm
+    (class index), active (bool), weight (float, 1 if the item has none), case (label).
     """
 
     def __init__(self, items: Sequence[Mapping[str, Any]], load: LoadCased, cache_dir: str | Path) -> None:
@@ -57,7 +57,8 @@ class CachedCases(Dataset):
         return expand_case(torch.load(file, weights_only=True), arm) | labels
 
     def _key(self, case: Case) -> str:
-        paths = [case.volumes.get(name) for name in CONDITION + OUTCOME] + [case.brain[visit] for visit in sorted(case.brain)]
+        paths = [case.volumes.get(name) for name in CONDITION + OUTCOME]
+        paths += [case.brain[visit] for visit in sorted(case.brain)]
         files = [path and (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
         recipe = (_VERSION, self.load.grid, self.load.drop_visits, files)
         return hashlib.sha256(repr(recipe).encode()).hexdigest()[:20]
@@ -93,7 +94,7 @@ def fill_cache(dataset: CachedCases, workers: int | None = None) -> None:
 
 
 class _Readings(Dataset):
-    """Caches a patient and gives what was wrong with it, "" if nothing: text crosses processes, an InputError does not."""
+    """Caches a patient and gives what was wrong, "" if nothing: text crosses processes, an InputError does not."""
 
     def _transform(self, index: int) -> str:
         try:

@@ -1,4 +1,4 @@
-"""The split of a data set into training, validation and test, as a MONAI datalist, and the balanced subset of stage 2."""
+"""The split of a data set into training, validation and test (a MONAI datalist), and the balanced subset of stage 2."""
 
 import json
 import os
@@ -22,7 +22,8 @@ _SHARE = 0.1  # of the patients for validation, and as many for test
 def make_datalist(dataset_dir: str | Path, seed: int = 0) -> dict[str, Any]:
     """80 / 10 / 10 % of the patients, each arm in the same proportion, each patient in one split.
 
-    Patients without FLAIR at w000 and w048 are left out (listed under "left_out"). From three patients on no split is empty.
+    Patients without FLAIR at w000 and w048 are left out (listed under "left_out"). From three patients on no split is
+    empty.
 
     Args:
         dataset_dir: a BIDS data set.
@@ -52,8 +53,8 @@ def load_split(dataset_dir: str | Path, split: str, datalist: str | Path | None 
     Args:
         dataset_dir: a BIDS data set.
         split: "training", "validation" or "test".
-        datalist: a file of `scripts.make_datalist`; `<dataset_dir>/datalist.json` if not given, which is made, with seed
-            0, if absent. Training needs those of the items whose outcome is known: `with_outcome`.
+        datalist: a file of `scripts.make_datalist`; `<dataset_dir>/datalist.json` if not given, which is made, with
+            seed 0, if absent. Training needs those of the items whose outcome is known: `with_outcome`.
 
     Raises:
         InputError: the file is not a datalist, or has no such split.
@@ -67,7 +68,9 @@ def load_split(dataset_dir: str | Path, split: str, datalist: str | Path | None 
         items = [item | {"image": str(root / item["image"])} for item in content[split]]
         listed = {item["case"] for name in SPLITS for item in content.get(name, ())} | set(content.get("left_out", ()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"no datalist with {split!r} in it", "make it with scripts.make_datalist", file=path) from error
+        raise InputError(
+            f"no datalist with {split!r} in it", "make it with scripts.make_datalist", file=path
+        ) from error
     if datalist is None and (new := set(list_cases(root)) - listed):
         warnings.warn(f"{path}: {len(new)} patients came later; scripts.make_datalist makes it anew", stacklevel=2)
     return items
@@ -97,8 +100,8 @@ def balanced_subset(items: Sequence[dict[str, Any]], seed: int = 0) -> list[dict
     """As many active as inactive patients (Favero et al. 2025, section 2): all of the rarer kind, a draw of the other.
 
     The draw is over all arms together, as in the paper. Each item gets a "weight" that undoes it: the drawn kind weighs
-    (all of it) / (drawn), the other 1, scaled to mean 1. A loss so weighted has the expectation of the unbalanced one, so
-    that probabilities stay calibrated; the paper does not weight.
+    (all of it) / (drawn), the other 1, scaled to mean 1. A loss so weighted has the expectation of the unbalanced one,
+    so that probabilities stay calibrated; the paper does not weight.
 
     Args:
         items: of one split, "active" known; those where it is null are left out.
@@ -119,7 +122,7 @@ def balanced_subset(items: Sequence[dict[str, Any]], seed: int = 0) -> list[dict
 
 
 def _splits(arms: Sequence[int], seed: int) -> list[str]:
-    """The split of each patient: in order of arm, shuffled within, every n-th goes to validation and every n-th to test."""
+    """The split of each patient: in order of arm, shuffled within, each n-th for validation and each n-th for test."""
     total = len(arms)
     order = np.random.default_rng(seed).permutation(total)
     order = order[np.argsort(np.asarray(arms)[order], kind="stable")]

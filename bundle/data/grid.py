@@ -44,8 +44,8 @@ class SlabGrid:
 def slab_centre(brain: np.ndarray, affine: np.ndarray, grid: SlabGrid) -> np.ndarray:
     """Where to lay the slab: at the height where it holds most brain, in plane around the brain there.
 
-    In MNI space this is z = -17.5 to 27.5 mm: the lateral ventricles and the white matter around them. It asks nothing of
-    how far a scan reaches: an acquisition of just the slab's slices gets exactly these, neck and brainstem do not pull.
+    In MNI space this is z = -17.5 to 27.5 mm: the lateral ventricles and the white matter around them. It asks nothing
+    of how far a scan reaches: an acquisition of just the slab's slices gets exactly these, brainstem does not pull.
     The slab's corner is put on a corner of the scan's voxels, so that cells hold whole voxels wherever the sizes allow.
 
     Args:
@@ -94,7 +94,7 @@ def to_slab(data: np.ndarray, affine: np.ndarray, slab_affine: np.ndarray, grid:
 
 
 def fine_points(affine: np.ndarray, slab_affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points (3,) per cell along (H, W, S) so dense that each voxel holds one, tilted or not, and their affine (4, 4)."""
+    """Points (3,) per cell along (H, W, S) so dense that each voxel holds one, tilted or not; their affine (4, 4)."""
     voxels_per_cell = np.abs(np.linalg.inv(affine) @ slab_affine)[:3, :3].sum(axis=0)  # the sum, for tilted scans
     points = np.maximum(np.ceil(voxels_per_cell - _UNTILTED), 1).astype(int)
     fine = slab_affine @ np.diag([*1 / points, 1.0])
@@ -105,8 +105,8 @@ def fine_points(affine: np.ndarray, slab_affine: np.ndarray) -> tuple[np.ndarray
 def read_linearly(data: np.ndarray, affine: np.ndarray, at: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Values of a volume at the voxels of another grid (affine `at`, `shape`), float32.
 
-    Linear between voxel centres, held from the outer centres to the volume's border, 0 beyond. Exact, bit by bit, where voxels
-    fall on voxels.
+    Linear between voxel centres, held from the outer centres to the volume's border, 0 beyond. Exact, bit by bit, where
+    voxels fall on voxels.
     """
     road = _road(affine, at)
     values = ndimage.affine_transform(
@@ -131,7 +131,7 @@ def _road(affine: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _fullest_window(profile: np.ndarray, length: float) -> float:
-    """Whole start (it may be below 0) of the window of `length` entries with the greatest sum; the middle one of equals."""
+    """Whole start (it may be below 0) of the window of `length` entries with the greatest sum; of equals the middle."""
     if length >= len(profile):
         found = np.flatnonzero(profile)
         return np.round((found[0] + found[-1] + 1 - length) / 2)

@@ -79,7 +79,8 @@ def check_same_grid(mask: Volume, flair: Volume, case: str) -> None:
     """
     mend = f"resample it to {flair.path.name}"
     if mask.data.shape != flair.data.shape:
-        raise InputError(f"shape {mask.data.shape} is not the FLAIR's {flair.data.shape}", mend, case=case, file=mask.path)
+        problem = f"shape {mask.data.shape} is not the FLAIR's {flair.data.shape}"
+        raise InputError(problem, mend, case=case, file=mask.path)
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in mask.data.shape])).reshape(3, -1)
     apart = (mask.affine - flair.affine)[:3] @ np.vstack([corners, np.ones(8)])
     if np.linalg.norm(apart, axis=0).max() > _SAME_PLACE_MM:

@@ -148,7 +148,8 @@ def test_restoring_is_linear_inside_the_slab_and_zero_outside(patient):
     expected, place = ramp(brain.shape, patient.affine)
     low, high = (f(centres.reshape(3, -1), axis=1).reshape(3, 1, 1, 1) for f in (np.min, np.max))
     between = ((place >= low) & (place <= high)).all(axis=0) & brain
-    outside = ((place < low - [[[[1]]], [[[1]]], [[[1.5]]]]) | (place > high + [[[[1]]], [[[1]]], [[[1.5]]]])).any(axis=0)
+    border = np.divide(grid.spacing_mm, 2).reshape(3, 1, 1, 1)
+    outside = ((place < low - border) | (place > high + border)).any(axis=0)
     np.testing.assert_allclose(restored[between], expected[between], atol=1e-3)
     assert (restored[outside | ~brain] == 0).all() and (restored[~outside & brain] > 0).all()
 
@@ -206,7 +207,8 @@ def other_shape(patient):
 
 
 def empty_brain(patient):
-    return patient.write("brain_w048", patient.read("brain_w048") * 0), "the brain mask is empty; redo it or take it away"
+    path = patient.write("brain_w048", patient.read("brain_w048") * 0)
+    return path, "the brain mask is empty; redo it or take it away"
 
 
 def no_brain_found(patient):

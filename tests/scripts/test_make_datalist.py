@@ -9,9 +9,9 @@ from scripts.make_datalist import main
 
 @pytest.fixture
 def trial(tmp_path):
-    for number in range(10):
+    for case in (f"sub-{number}" for number in range(10)):
         for visit in ("w000", "w048"):
-            path = tmp_path / "trial" / f"sub-{number}" / f"ses-{visit}" / "anat" / f"sub-{number}_ses-{visit}_FLAIR.nii.gz"
+            path = tmp_path / "trial" / case / f"ses-{visit}" / "anat" / f"{case}_ses-{visit}_FLAIR.nii.gz"
             path.parent.mkdir(parents=True)
             path.touch()
     return tmp_path / "trial"
