@@ -95,10 +95,10 @@ class EnsembleInferer(Inferer):
 
     def members(self, denoise: Denoise, image: Tensor, case: str) -> Tensor:
         """(K, H, W, S) of one patient's image (1, 8, H, W, S)."""
-        done, batch = [], min(self.member_batch, self.num_members)
+        done, first, batch = [], 0, self.member_batch
         with tqdm(total=self.num_members, desc=case, unit="member", disable=not self.progress) as bar:
-            while bar.n < self.num_members:
-                members = range(bar.n, min(bar.n + batch, self.num_members))
+            while first < self.num_members:
+                members = range(first, min(first + batch, self.num_members))
                 try:
                     done.append(self.sample(denoise, image, Streams.for_members(self.seed, case, members)))
                 except torch.OutOfMemoryError:
@@ -106,6 +106,7 @@ class EnsembleInferer(Inferer):
                         raise
                     batch = -(-batch // 2)
                     continue
+                first = members.stop
                 bar.update(len(members))
         return torch.cat(done)
 

@@ -1,0 +1,109 @@
+import pytest
+import torch
+from monai.data import MetaTensor
+from torch import nn
+
+from bundle.denoiser import Denoiser
+from bundle.forecasting import EnsembleInferer, condition_of, one_call_heatmap
+from bundle.prediction import BinaryPrediction, ContrastwisePrediction, X0Prediction
+from bundle.randomness import Streams
+from bundle.samplers import AncestralSampler, DPMSolverPP2M
+from bundle.schedules import Cosine, LogSNRUniformGrid
+
+S = 3
+
+
+class Prior(nn.Module):
+    """Answers with a fixed prior for NET2, half log-odds by voxel, and for each arm a shift; no image is read."""
+
+    def __init__(self, probability=0.3):
+        super().__init__()
+        self.half_log_odds, self.calls = torch.logit(torch.tensor(probability)) / 2, 0
+
+    def forward(self, x):
+        self.calls += 1
+        flair = torch.zeros_like(x[:, :S])
+        return torch.cat([flair, torch.full_like(flair, self.half_log_odds) + 0 * x[:, -1:]], dim=1)
+
+
+def inferer(sampler=AncestralSampler(), **changes):
+    arguments = dict(num_members=4, num_steps=30, foreground_weight=1.0, amp=False, progress=False)
+    prediction = ContrastwisePrediction((X0Prediction(), BinaryPrediction()))
+    return EnsembleInferer(Cosine(10, -10), LogSNRUniformGrid(), sampler, prediction, **arguments | changes)
+
+
+def image(batch=1, arm=2.0, cases=None):
+    x = torch.randn(batch, 8, 6, 6, S, generator=torch.Generator().manual_seed(0))
+    x[:, 7] = arm
+    return MetaTensor(x, meta={"case": cases} if cases else {})
+
+
+def test_the_condition_is_read_off_the_image_tensor():
+    x = image(2, arm=5.0)
+    condition = condition_of(x)
+    assert condition.arm.tolist() == [5, 5]
+    assert torch.equal(condition.images[:, 3 * S + 1], x[:, 3, ..., 1])  # w048 FLAIR, second slice
+
+
+@pytest.mark.parametrize("probability", [0.05, 0.3])
+def test_members_have_the_frequency_of_the_exact_denoiser(probability):
+    """Voxels independent with a known prior: the ensemble must show that frequency."""
+    members = inferer(num_members=40, num_steps=60, member_batch=40)(image(), Prior(probability))
+    assert members.shape == (1, 40, 6, 6, S) and members.min() >= 0 and members.max() <= 1
+    marked = (members > 0.5).float()
+    n = marked.numel()
+    assert abs(marked.mean() - probability) < 4 * (probability * (1 - probability) / n) ** 0.5 + 0.02 * probability
+    assert ((members < 0.01) | (members > 0.99)).float().mean() > 0.99  # finished samples are decided
+
+
+def test_the_one_call_heatmap_is_the_prior():
+    network = Prior(0.3)
+
+    denoiser = Denoiser(network, inferer().prediction, foreground_weight=1.0)
+    heatmap = one_call_heatmap(denoiser, condition_of(image(2)), Cosine(20, -20), Streams([1, 2]))
+    torch.testing.assert_close(heatmap, torch.full((2, 6, 6, S), 0.3), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("sampler", [AncestralSampler(), DPMSolverPP2M()])
+def test_a_member_does_not_depend_on_the_batch(sampler):
+    one, three, all_at_once = (
+        inferer(sampler, member_batch=batch)(image(cases=["sub-1"]), Prior()) for batch in (1, 3, 4)
+    )
+    torch.testing.assert_close(one, three)
+    torch.testing.assert_close(one, all_at_once)
+
+
+def test_seeds_come_from_case_member_and_seed_but_not_from_the_arm_or_place():
+    alone = inferer()(image(cases=["sub-1"]), Prior())
+    pair = inferer()(image(2, cases=["sub-0", "sub-1"]), Prior())
+    torch.testing.assert_close(pair[1], alone[0])
+    torch.testing.assert_close(inferer()(image(arm=5.0, cases=["sub-1"]), Prior()), alone)
+    assert not torch.equal(pair[0], pair[1])
+    assert not torch.equal(inferer(seed=1)(image(cases=["sub-1"]), Prior()), alone)
+    assert not torch.equal(alone[0, 0], alone[0, 1])
+
+
+@pytest.mark.parametrize("guidance_scale, calls", [(1.0, 1), (2.0, 2)])
+def test_calls_are_steps_times_batches(guidance_scale, calls):
+    network = Prior()
+    inferer(num_members=5, num_steps=7, member_batch=2, guidance_scale=guidance_scale)(image(), network)
+    assert network.calls == calls * 7 * 3
+
+
+def test_the_batch_shrinks_when_memory_is_short():
+    class Small(Prior):
+        def forward(self, x):
+            if len(x) > 2:
+                raise torch.OutOfMemoryError("too much")
+            return super().forward(x)
+
+    network = Small()
+    members = inferer(num_members=5, num_steps=2, member_batch=5)(image(cases=["a"]), network)
+    assert members.shape[1] == 5 and network.calls == 2 * 3
+    torch.testing.assert_close(members, inferer(num_members=5, num_steps=2)(image(cases=["a"]), Prior()))
+
+
+@pytest.mark.parametrize("name", ["num_members", "num_steps", "member_batch"])
+def test_numbers_below_one_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name}=0"):
+        inferer(**{name: 0})
