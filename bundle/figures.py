@@ -100,14 +100,15 @@ def _write_header(header: SubFigure, forecast: dict[str, Any]) -> None:
     header.text(
         0.012,
         0.45,
-        f"Chance of new or enlarging T2 lesions from week 48 to week 96: {chance}",
+        f"Chance of new or enlarging T2 lesions from week 48 to week 96: {chance}  "
+        f"(95 % interval {low} to {high})",
         va="center",
         fontsize=16,
     )
     header.text(
         0.012,
         0.14,
-        f"{forecast['num_members']} sample{'s' * (forecast['num_members'] > 1)}, 95 % interval {low} to {high}.     "
+        f"{forecast['num_members']} sample{'s' * (forecast['num_members'] > 1)}.     "
         f"Lesions expected: {count['mean']:.1f} (90 % of samples {few} to {many}).     "
         f"Their volume: {volume['mean']:.2f} ml (90 % of samples {little:.2f} to {much:.2f}).",
         va="center",
