@@ -60,6 +60,7 @@ class LesionRule:
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "kernel", tuple(self.kernel))  # JSON brings lists
         if len(self.kernel) != 3 or min(self.kernel) < 1:
             raise ValueError(f"kernel must be three sizes of at least 1 voxel, got {self.kernel}")
         if not 0 < self.threshold <= 1:

@@ -38,6 +38,10 @@ def test_the_papers_kernel_keeps_five_by_five_in_plane_and_nothing_smaller():
     assert labels.max() == 2
 
 
+def test_a_kernel_from_json_is_the_same_rule():
+    assert LesionRule(kernel=[5, 5, 1]) == LesionRule(kernel=(5, 5, 1))
+
+
 @pytest.mark.parametrize("kernel", [(2, 2, 1), (3, 3, 1), (5, 5, 1), (2, 3, 2)])
 def test_opening_takes_away_only_and_twice_is_once(kernel):
     rule = LesionRule(kernel=kernel)
