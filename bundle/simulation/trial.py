@@ -53,6 +53,8 @@ def simulate_trial(out: str | Path, patients: int, *, seed: int = 0, workers: in
             jobs = [pool.submit(write_patient, out, seed, i) for i in missing]
             for job in tqdm(as_completed(jobs), total=patients, initial=patients - len(missing), desc="simulating", unit="patient"):
                 job.result()
+    for leftover in out.glob(".sub-*.partial"):  # of a larger trial that was stopped
+        shutil.rmtree(leftover)
     rows = [f"{participant(i)}\t{ARMS[assigned_arm(seed, i)]}\n" for i in range(patients)]
     _write(out / "participants.tsv", "".join(["participant_id\ttreatment_arm\n", *rows]).encode())
     return out
