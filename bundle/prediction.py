@@ -69,6 +69,37 @@ class VPrediction(_Linear):
 
 
 @dataclass(frozen=True)
+class PreconditionedPrediction(_Linear):
+    """x0 where noise is large, the noise to take off where it is small: x0 = c_skip z_t + c_out output.
+
+    c_skip z_t is the best linear guess of x0 if it had standard deviation `data_std` around 0, and c_out the size of
+    that guess's error. With data_std = 1 this is v-prediction up to sign; with a smaller one the network is spared carrying noise
+    to its output until alpha / sigma reaches 1 / data_std, and spared copying the image to it from there on.
+
+    Args:
+        data_std: the spread of x0 that is left once the condition is known.
+
+    References:
+        Karras et al. 2022, Elucidating the design space, arXiv 2206.00364, section 5 and table 1 (there
+        variance-exploding, here divided by alpha).
+    """
+
+    data_std: float = 0.25
+
+    def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        skip, out = self._coefficients(alpha, sigma)
+        return (x0 - skip * (alpha * x0 + sigma * eps)) / out
+
+    def to_x0(self, output: Tensor, z_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        skip, out = self._coefficients(alpha, sigma)
+        return skip * z_t + out * output
+
+    def _coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        variance = alpha.square() * self.data_std**2 + sigma.square()  # of z_t
+        return alpha * self.data_std**2 / variance, sigma * self.data_std / variance.sqrt()
+
+
+@dataclass(frozen=True)
 class BinaryPrediction:
     """The network predicts half the log-odds that a voxel of a -1/1 mask is 1, given all but its own noisy value.
 
@@ -97,7 +128,7 @@ class ContrastwisePrediction:
         contrasts: the predictions, by default the image (FLAIR) and the mask (NET2) of Favero et al.
     """
 
-    contrasts: tuple[Prediction, ...] = field(default_factory=lambda: (X0Prediction(), BinaryPrediction()))
+    contrasts: tuple[Prediction, ...] = field(default_factory=lambda: (PreconditionedPrediction(), BinaryPrediction()))
 
     def to_x0(self, output: Tensor, z_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         parts = zip(self.contrasts, self._cut(output), self._cut(z_t))

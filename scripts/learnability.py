@@ -23,7 +23,14 @@ from bundle.errors import report_in_one_line
 from bundle.forecasting import EnsembleInferer, condition_of
 from bundle.losses import DenoisingLoss, MinSNR
 from bundle.networks import ForecastNetwork
-from bundle.prediction import BinaryPrediction, ContrastwisePrediction, EpsPrediction, VPrediction, X0Prediction
+from bundle.prediction import (
+    BinaryPrediction,
+    ContrastwisePrediction,
+    EpsPrediction,
+    PreconditionedPrediction,
+    VPrediction,
+    X0Prediction,
+)
 from bundle.randomness import Streams
 from bundle.samplers import DPMSolverPP2M
 from bundle.schedules import InterpolatedCosine, LogSNRUniformGrid, alpha_sigma
@@ -33,9 +40,11 @@ LITE = dict(channels=(64, 96, 160), attention_levels=(False, False, True), num_r
             patch_size=2, conditioning_channels=96)  # fmt: skip
 NARROW = LITE | dict(channels=(32, 64, 96, 128), attention_levels=(False, False, False, True), patch_size=1,
                      conditioning_channels=32)  # fmt: skip
-X0, EPS, V, BINARY = X0Prediction(), EpsPrediction(), VPrediction(), BinaryPrediction()
+X0, EPS, V = X0Prediction(), EpsPrediction(), VPrediction()
+BLEND, BINARY = PreconditionedPrediction(), BinaryPrediction()
 # name: network, prediction of FLAIR and NET2, floor of the min-SNR weight
 VARIANTS = {
+    "blend+binary": (LITE, (BLEND, BINARY), 0.2),
     "x0+binary": (LITE, (X0, BINARY), 0.2),
     "x0": (LITE, (X0, X0), 0.2),
     "v": (LITE, (V, V), 0.2),

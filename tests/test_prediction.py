@@ -1,10 +1,17 @@
 import pytest
 import torch
 
-from bundle.prediction import BinaryPrediction, ContrastwisePrediction, EpsPrediction, VPrediction, X0Prediction
+from bundle.prediction import (
+    BinaryPrediction,
+    ContrastwisePrediction,
+    EpsPrediction,
+    PreconditionedPrediction,
+    VPrediction,
+    X0Prediction,
+)
 from bundle.schedules import alpha_sigma
 
-LINEAR = [X0Prediction(), EpsPrediction(), VPrediction()]
+LINEAR = [X0Prediction(), EpsPrediction(), VPrediction(), PreconditionedPrediction()]
 
 
 @pytest.fixture
@@ -63,3 +70,15 @@ def test_contrasts_are_predicted_each_in_its_way():
         for half, prediction in [(slice(0, 3), VPrediction()), (slice(3, 6), BinaryPrediction())]:
             alone = getattr(prediction, method)(*(a[:, half] for a in arguments), alpha, sigma)
             torch.testing.assert_close(joint[:, half], alone)
+
+
+def test_preconditioning_is_v_at_unit_spread_and_the_best_linear_guess_at_output_zero(sample):
+    x0, eps, alpha, sigma, z_t = sample
+    v = VPrediction().target(x0, eps, alpha, sigma)
+    torch.testing.assert_close(PreconditionedPrediction(1.0).target(x0, eps, alpha, sigma), -v)
+    std = 0.25
+    gain = alpha * std**2 / (alpha**2 * std**2 + sigma**2)  # Wiener filter
+    torch.testing.assert_close(PreconditionedPrediction(std).to_x0(0 * z_t, z_t, alpha, sigma), gain * z_t)
+    error = (1 - gain * alpha) ** 2 * std**2 + gain**2 * sigma**2
+    unit = PreconditionedPrediction(std).to_x0(1 + 0 * z_t, 0 * z_t, alpha, sigma)
+    torch.testing.assert_close(unit**2, error.expand_as(unit))

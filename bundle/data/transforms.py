@@ -91,7 +91,7 @@ class LoadCased(MapTransform):
         flairs = _normalised(flairs, inside, case)
         unknown = np.zeros(self.grid.shape)
         stack = [(flairs | masks).get(name, unknown) for name in CONDITION]
-        meta = {"filename_or_obj": str(volumes[latest].path)}
+        meta = {"filename_or_obj": str(volumes[latest].path), "case": case.id}
         flair = volumes[latest]
         native = read_linearly(brain.data, brain.affine, flair.affine, flair.data.shape) >= 0.5
         loaded = {

@@ -14,12 +14,16 @@ def draw_texture(anatomy: Anatomy, rng: np.random.Generator) -> np.ndarray:
     """A patient's own pattern of tissue, the same at every visit: float32 `SHAPE` factors round 1."""
     texture = np.ones(SHAPE, np.float32)
     for width_mm, deviation in ((1.5, 0.03), (8.0, 0.02)):
-        pattern = ndimage.gaussian_filter(rng.standard_normal(SHAPE, np.float32), np.divide(width_mm, SPACING_MM), truncate=2)
+        pattern = ndimage.gaussian_filter(
+            rng.standard_normal(SHAPE, np.float32), np.divide(width_mm, SPACING_MM), truncate=2
+        )
         texture += deviation / pattern.std() * pattern
     return texture
 
 
-def acquire_flair(anatomy: Anatomy, texture: np.ndarray, lesion_gain: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def acquire_flair(
+    anatomy: Anatomy, texture: np.ndarray, lesion_gain: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
     """One visit's FLAIR.
 
     Args:
@@ -43,7 +47,7 @@ def acquire_flair(anatomy: Anatomy, texture: np.ndarray, lesion_gain: np.ndarray
 
 
 def _bias_field(rng: np.random.Generator) -> np.ndarray:
-    """Smooth factors: the exponential of a random quadratic of the position, some 5 % from white matter to white matter."""
+    """Smooth factors `SHAPE`: the exponential of a random quadratic of the position."""
     axes = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in SHAPE), indexing="ij", sparse=True)
     terms = [*axes, *(a * b for i, a in enumerate(axes) for b in axes[i:])]
     return np.exp(sum(np.float32(c) * t for c, t in zip(rng.normal(0, 0.06, len(terms)), terms)))

@@ -1,4 +1,4 @@
-"""A patient's brain: the packaged MNI152 template (2009a, nilearn), deformed at random and seen through an axial slab."""
+"""A patient's brain: nilearn's packaged MNI152 template (2009a), deformed at random, seen through an axial slab."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 SHAPE = (192, 224, 15)  # left -> right, posterior -> anterior, inferior -> superior
 SPACING_MM = (1.0, 1.0, 3.0)
 VOXEL_MM3 = 3.0
-CENTRE_MM = (0.0, -18.0, 12.5)  # of the slab in MNI space: z from -10 to 35 mm, the lateral ventricles and most of the lesion load
+CENTRE_MM = (0.0, -18.0, 12.5)  # in MNI space: z from -10 to 35 mm, the lateral ventricles and most of the lesion load
 AFFINE = np.diag((*SPACING_MM, 1.0))
 AFFINE[:3, 3] = np.array(CENTRE_MM) - (np.array(SHAPE) - 1) / 2 * np.array(SPACING_MM)
 
@@ -27,9 +27,11 @@ class Anatomy:
 
     Attributes:
         brain: bool, the intracranial parenchyma and cerebrospinal fluid.
-        tissue: float32 (3, *SHAPE), fractions of white matter, grey matter and fluid; they add up to 1 in the brain, 0 outside.
+        tissue: float32 (3, *SHAPE), fractions of white matter, grey matter and fluid: they add up to 1 in the brain and
+            to 0 outside.
         labels: uint8, FreeSurfer labels (`LEFT`, `RIGHT`, `BRAINSTEM`).
-        susceptibility: float32 >= 0, where lesions start in a brain without lesions, not normalised; 0 outside the parenchyma.
+        susceptibility: float32 >= 0, where lesions start in a brain without lesions, not normalised; 0 outside the
+            parenchyma.
     """
 
     brain: np.ndarray
@@ -62,7 +64,7 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
 
 
 def _susceptibility(tissue: np.ndarray, labels: np.ndarray, distance_mm: np.ndarray) -> np.ndarray:
-    """Mostly white matter and falling with the distance from the lateral ventricles, as the 30 real lesion maps do; a little cortex."""
+    """White matter, falling with the distance from the lateral ventricles as real lesions do, and a little cortex."""
     white, grey, fluid = tissue
     periventricular = np.exp(-((distance_mm / 11) ** 1.7))
     cerebral_white = np.isin(labels, (LEFT["white"], RIGHT["white"]))
@@ -81,18 +83,21 @@ def _template_voxels(rng: np.random.Generator) -> np.ndarray:
     half = (np.array(SHAPE) - 1) / 2
     axes = [(np.arange(n) - h) * s for n, h, s in zip(SHAPE, half, SPACING_MM)]  # mm from the centre of the slab
     origin = np.array(CENTRE_MM) + shift_mm - load_template().origin_mm
-    where = np.stack([
-        np.add.outer(np.add.outer(row[0] * axes[0], row[1] * axes[1]), row[2] * axes[2]) + start
-        for row, start in zip(linear, origin)
-    ]).astype(np.float32)
+    where = np.stack(
+        [
+            np.add.outer(np.add.outer(row[0] * axes[0], row[1] * axes[1]), row[2] * axes[2]) + start
+            for row, start in zip(linear, origin)
+        ]
+    ).astype(np.float32)
     return where + _smooth_displacement(rng, deviation_mm=3.0)
 
 
 def _smooth_displacement(rng: np.random.Generator, *, deviation_mm: float) -> np.ndarray:
-    """Free-form deformation by cubic B-splines on a control grid of about 28 mm (Rueckert et al. 1999); (3, *SHAPE) in mm."""
+    """(3, *SHAPE) in mm: cubic B-splines on a control grid of about 28 mm (Rueckert et al. 1999)."""
     bases = [_spline_basis(n, max(2, round(n * s / 28))) for n, s in zip(SHAPE, SPACING_MM)]
     control = rng.normal(0, deviation_mm, (3, *(basis.shape[1] for basis in bases)))
-    for axis, basis in zip("abc", bases):  # plain loops: what BLAS returns depends on its threads, and the bytes must not
+    # Plain einsum, not BLAS: what BLAS returns depends on its number of threads, and the bytes must not.
+    for axis, basis in zip("abc", bases):
         control = np.einsum(f"nabc,x{axis}->n{'abc'.replace(axis, 'x')}", control, basis)
     return control.astype(np.float32)
 
@@ -118,10 +123,12 @@ class Template:
 
 @lru_cache
 def load_template() -> Template:
-    """Reads nilearn's packaged maps once per process and derives fluid, labels and the distance to the lateral ventricles."""
+    """Reads the packaged maps, once per process; derives fluid, labels and the distance to the lateral ventricles."""
     image = load_mni152_template(resolution=1)
-    t1, grey, white = (np.asarray(i.dataobj, np.float32) for i in
-                       (image, load_mni152_gm_template(resolution=1), load_mni152_wm_template(resolution=1)))
+    t1, grey, white = (
+        np.asarray(i.dataobj, np.float32)
+        for i in (image, load_mni152_gm_template(resolution=1), load_mni152_wm_template(resolution=1))
+    )
     origin_mm = image.affine[:3, 3]
     x, y, z = np.meshgrid(*(np.arange(n) + o for n, o in zip(t1.shape, origin_mm)), indexing="ij", sparse=True)
     brain = t1 > 0
@@ -137,26 +144,43 @@ def load_template() -> Template:
     total = np.maximum(fractions.sum(0), 1e-6)
     fractions = np.where(brain, fractions / total, 0).astype(np.float32)
     labels = _label(fractions, brain, ventricle, x, y, z)
-    return Template(ndimage.uniform_filter1d(brain.astype(np.float32), 3, axis=2),
-                    tuple(ndimage.uniform_filter1d(f, 3, axis=2) for f in fractions), labels, distance_mm, origin_mm)
+    return Template(
+        ndimage.uniform_filter1d(brain.astype(np.float32), 3, axis=2),
+        tuple(ndimage.uniform_filter1d(f, 3, axis=2) for f in fractions),
+        labels,
+        distance_mm,
+        origin_mm,
+    )
 
 
 def _lateral_ventricles(fluid: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
     """Fluid within reach of the ventricles' bodies, without the third ventricle and the cisterns in the midline."""
-    box = (abs(x) < 36) & (y > -62) & (y < 38) & (z > -12) & (z < 34) & ((abs(x) > 3) | (z > 8)) & ~((abs(x) < 12) & (y < -30))
+    box = (
+        (abs(x) < 36)
+        & (y > -62)
+        & (y < 38)
+        & (z > -12)
+        & (z < 34)
+        & ((abs(x) > 3) | (z > 8))
+        & ~((abs(x) < 12) & (y < -30))
+    )
     parts, _ = ndimage.label(fluid & box)
     seeds = parts[(abs(x) < 14) & (abs(y + 5) < 4) & (abs(z - 20) < 3)]
     return np.isin(parts, np.unique(seeds[seeds > 0]))
 
 
-def _label(tissue: np.ndarray, brain: np.ndarray, ventricle: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+def _label(
+    tissue: np.ndarray, brain: np.ndarray, ventricle: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray
+) -> np.ndarray:
     white, grey, fluid = tissue
     part = {
         "white": (white >= grey) & (white > fluid),
         "cortex": (grey > white) & (grey > fluid),
         "ventricle": ventricle,
     }
-    part["deep"] = (part["cortex"] | part["white"]) & (grey > 0.2) & _inside_ellipsoid(x, y, z, (0, -6, 5), (33, 33, 17))
+    part["deep"] = (
+        (part["cortex"] | part["white"]) & (grey > 0.2) & _inside_ellipsoid(x, y, z, (0, -6, 5), (33, 33, 17))
+    )
     part["cerebellum"] = (part["cortex"] | part["white"]) & _inside_ellipsoid(x, y, z, (0, -64, -40), (45, 24, 36))
     stem = (part["cortex"] | part["white"]) & (abs(x) < 16) & (y < -14) & (y > -44) & (z < -6)
     labels = np.zeros(brain.shape, np.uint8)

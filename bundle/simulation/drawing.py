@@ -12,7 +12,8 @@ from .events import net2_volume_mm3
 def placement(anatomy: Anatomy, lesions: np.ndarray) -> np.ndarray:
     """f(x): density of the place where the next lesion starts, given the lesions that exist.
 
-    Lesions start outside existing ones, and near them up to several times as often: some therefore enlarge an old lesion.
+    Lesions start outside existing ones, and near them up to several times as often: some therefore enlarge an old
+    one.
 
     Args:
         anatomy: the brain.
@@ -27,12 +28,15 @@ def placement(anatomy: Anatomy, lesions: np.ndarray) -> np.ndarray:
     return density / np.float32(density.sum(dtype=np.float64))
 
 
-def form_lesions(anatomy: Anatomy, existing: np.ndarray, marks: list[np.random.SeedSequence]) -> list[tuple[np.ndarray, ...]]:
+def form_lesions(
+    anatomy: Anatomy, existing: np.ndarray, marks: list[np.random.SeedSequence]
+) -> list[tuple[np.ndarray, ...]]:
     """New lesions, one after the other, outside the existing ones and not touching each other.
 
-    A lesion starts where the first of independent exponential clocks, one per voxel and as fast as `placement`, rings: a draw from that
-    density. The same mark keeps its clocks under a slightly different density (another arm's history) and then mostly starts at the
-    same voxel, so the potential outcomes of a patient share their places wherever they can.
+    A lesion starts where the first of independent exponential clocks, one per voxel and as fast as `placement`, rings:
+    a draw from that density. The same mark keeps its clocks under a slightly different density (another arm's history)
+    and then mostly starts at the same voxel, so the potential outcomes of a patient share their places wherever they
+    can.
 
     Args:
         anatomy: the brain.
@@ -67,8 +71,10 @@ def halo(lesion: tuple[np.ndarray, ...]) -> tuple[tuple[slice, ...], np.ndarray]
     return box, ndimage.binary_dilation(drawn, np.ones((3, 3, 3), bool))
 
 
-def grow(free: np.ndarray, seed: tuple[int, int, int], volume_mm3: float, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-    """A blob with an irregular border: the free voxels nearest to the seed in a bent ellipsoidal distance, grown face by face.
+def grow(
+    free: np.ndarray, seed: tuple[int, int, int], volume_mm3: float, rng: np.random.Generator
+) -> tuple[np.ndarray, ...]:
+    """A blob with an irregular border: the free voxels nearest to the seed in a bent distance, grown face by face.
 
     Args:
         free: bool `SHAPE`, where the lesion may lie; true at the seed.
@@ -104,7 +110,7 @@ def grow(free: np.ndarray, seed: tuple[int, int, int], volume_mm3: float, rng: n
 
 
 def _bent_distance(shape: tuple[int, ...], start: list[int], rng: np.random.Generator) -> np.ndarray:
-    """Distance in mm from a point inside the start voxel, in a random ellipsoid metric, shortened or stretched by direction."""
+    """Distance in mm from a point in the start voxel, in a random ellipsoid metric, stretched by direction."""
     offset = rng.uniform(-0.5, 0.5, 3)
     metric = rng.normal(0, 1, (3, 3)) * 0.25 + np.eye(3)
     bumps = rng.normal(0, 0.35, 3), rng.normal(0, 0.25, 3)

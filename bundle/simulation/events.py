@@ -1,4 +1,4 @@
-"""Natural history and treatment: how many lesions a patient forms, when, and how that would differ in every other arm."""
+"""Natural history and treatment: how many lesions a patient forms, when, and how many in every other arm."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,8 @@ from ..arms import ARMS
 
 PATIENTS_PER_ARM = (327, 237, 271, 529, 193, 574)
 WEEKS = 48.0  # length of each of the two intervals
-MEAN_NET2 = np.array([[4.60, 3.33], [5.51, 4.49], [4.37, 4.37], [0.63, 1.59], [0.60, 1.03], [0.07, 0.07]])  # (arm, interval), Favero et al.
+# (arm, interval): the means of the paper's training set (Favero et al. 2025).
+MEAN_NET2 = np.array([[4.60, 3.33], [5.51, 4.49], [4.37, 4.37], [0.63, 1.59], [0.60, 1.03], [0.07, 0.07]])
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class History:
         frailty: g.
         response: uniform in [0, 1); the patient responds partly in the arms with q > response, fully in the others.
         num_gd, num_t2: gadolinium lesions at w000, and other T2 lesions at w000.
-        weeks: per arm and interval the formation times in weeks after w000. They come from one Poisson process of unit rate,
-            run faster or slower: event j of one arm is event j of every other arm that gets so far.
+        weeks: per arm and interval the formation times in weeks after w000. They come from one Poisson process of unit
+            rate, run faster or slower: event j of one arm is event j of every other arm that gets so far.
     """
 
     frailty: float
@@ -77,7 +78,9 @@ def draw_history(protocol: Protocol, rng: np.random.Generator) -> History:
     for interval in range(2):
         highest = expected[:, interval].max()
         arrivals = np.sort(rng.uniform(0, highest, rng.poisson(highest))) if highest > 0 else np.empty(0)
-        weeks.append([WEEKS * (interval + arrivals[arrivals < e] / e) if e > 0 else np.empty(0) for e in expected[:, interval]])
+        weeks.append(
+            [WEEKS * (interval + arrivals[arrivals < e] / e) if e > 0 else np.empty(0) for e in expected[:, interval]]
+        )
     return History(frailty, response, int(num_gd), int(num_t2), tuple(zip(*weeks)))
 
 
@@ -89,14 +92,16 @@ def assigned_arm(seed: int, index: int) -> int:
 
 
 def net2_volume_mm3(quantile: np.ndarray | float) -> np.ndarray | float:
-    """Volume of a new lesion at a quantile in [0, 1): log-normal between 9 and 3000 mm3; median 48, quartiles 23 and 112 mm3."""
+    """Volume of a new lesion at a quantile in [0, 1): log-normal between 9 and 3000 mm3, quartiles 23, 48, 113 mm3."""
     mean, deviation = 3.6, 1.4  # of ln mm3
     low, high = ndtr((np.log([9.0, 3000.0]) - mean) / deviation)
     return np.exp(mean + deviation * ndtri(low + (high - low) * quantile))
 
 
-def t2_volume_mm3(quantile: np.ndarray | float, patient_effect: float, periventricular: np.ndarray | float) -> np.ndarray | float:
-    """Volume of an old lesion: log-normal from 6 mm3, larger in some patients and next to the ventricles, where old lesions have merged."""
+def t2_volume_mm3(
+    quantile: np.ndarray | float, patient_effect: float, periventricular: np.ndarray | float
+) -> np.ndarray | float:
+    """Volume of an old lesion: log-normal from 6 to 8000 mm3, larger in some patients and next to the ventricles."""
     mean, deviation = 2.4 + patient_effect + 2.6 * periventricular, 1.4
     low, high = ndtr((np.log(6.0) - mean) / deviation), ndtr((np.log(8000.0) - mean) / deviation)
     return np.exp(mean + deviation * ndtri(low + (high - low) * quantile))

@@ -20,8 +20,9 @@ from .patient import patient_anatomy
 
 MAX_COUNT = 256  # the last entry of a count distribution means "this many or more"
 
-# Trapezoids in log frailty. The integrand is analytic and dies out at both ends, so the error falls exponentially with the step:
-# .02 resolves posteriors as narrow as those of several hundred lesions; e^-64 leaves out a share of e^(-64 k) < 1e-12 at k = .45.
+# Trapezoids in log frailty. The integrand is analytic and dies out at both ends, so the error falls exponentially with
+# the step: .02 resolves posteriors as narrow as those of several hundred lesions. Below e^-64 lies a share of
+# e^(-64 k) < 1e-12 at k = .45.
 LOG_FRAILTY = np.arange(-64.0, 6.0, 0.02)
 FRAILTY = np.exp(LOG_FRAILTY)
 
@@ -36,8 +37,9 @@ class Observation:
         num_net2: new or enlarging lesions between w000 and w048.
         anatomy, lesions: the brain and its T2 lesions at w048 (bool); only the heatmap needs them.
 
-    Where they lie, how large they are and which enhance at w048 tells nothing more of the frailty: in this trial these are independent of
-    it given the counts, so the counts suffice. Old lesions that have merged are counted as they formed, a little more than an eye sees.
+    Where they lie, how large they are and which enhance at w048 tells nothing more of the frailty: in this trial these
+    are independent of it given the counts, so the counts suffice. Old lesions that have merged are counted as they
+    formed, a little more than an eye sees.
 
     Raises:
         ValueError: a count is negative, or of anatomy and lesions only one is given.
@@ -114,7 +116,8 @@ class Oracle:
 
         Args:
             observation: of one patient.
-            arm: class index of the treatment given; 6 (unknown) weighs the arms by the trial's shares and by what was seen.
+            arm: class index of the treatment given; 6 (unknown) weighs the arms by the trial's shares and by what was
+                seen.
         """
         arms = range(NULL_ARM) if arm == NULL_ARM else [arm]
         weights = self._posterior(observation, arms)  # (arms, partial or full response, frailty)
@@ -164,10 +167,10 @@ def _log_poisson(count: int, rate: np.ndarray | float) -> np.ndarray:
 
 
 def lesion_footprint(anatomy: Anatomy, lesions: np.ndarray) -> np.ndarray:
-    """Probability of every voxel to be covered by the next lesion, given that one forms; adds up to its mean volume in voxels.
+    """Probability of every voxel to be covered by the next lesion; adds up to its mean volume in voxels.
 
-    The density of starts is spread by the mean shape of a lesion in open space; what would fall on fluid, background or an old lesion is
-    spread over the free voxels of the same shape instead, as a growing lesion does.
+    The density of starts is spread by the mean shape of a lesion in open space; what would fall on fluid, background
+    or an old lesion is spread over the free voxels of the same shape instead, as a growing lesion does.
 
     Args:
         anatomy: the brain.
@@ -185,7 +188,7 @@ def lesion_footprint(anatomy: Anatomy, lesions: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def mean_lesion_shape(num_lesions: int = 1000) -> np.ndarray:
-    """float32 (47, 47, 17): how often a lesion that starts in the centre voxel covers each voxel, averaged over volumes and shapes."""
+    """float32 (47, 47, 17): how often a lesion started in the centre covers each voxel, over all volumes and shapes."""
     room = np.zeros((47, 47, 17), np.float32)
     free, centre = np.ones(room.shape, bool), tuple(n // 2 for n in room.shape)
     rng = np.random.default_rng(0)
@@ -206,14 +209,17 @@ def read_truth(dataset_dir: str | Path, case: str) -> dict:
     try:
         return json.loads(file.read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise InputError("no readable truth", "the oracle needs a data set of scripts.simulate_trial", case=case, file=file) from error
+        raise InputError(
+            "no readable truth", "the oracle needs a data set of scripts.simulate_trial", case=case, file=file
+        ) from error
 
 
 def read_counts(dataset_dir: str | Path, case: str) -> Observation:
     """What a simulated patient's images show, counts only: quick."""
     truth = read_truth(dataset_dir, case)
     return Observation(
-        num_gd=truth["num_gd_w000"], num_t2=truth["num_t2_w000"] - truth["num_gd_w000"],
+        num_gd=truth["num_gd_w000"],
+        num_t2=truth["num_t2_w000"] - truth["num_gd_w000"],
         num_net2=len(truth["arms"][truth["arm"]]["net2_w048"]),
     )
 
@@ -230,4 +236,6 @@ def read_observation(dataset_dir: str | Path, case: str) -> Observation:
         lesions = np.asarray(nib.load(file).dataobj) > 0
     except (OSError, EOFError, nib.filebasedimages.ImageFileError) as error:
         raise InputError("no readable T2 lesion mask", "simulate the data set again", case=case, file=file) from error
-    return replace(read_counts(dataset_dir, case), anatomy=patient_anatomy(truth["seed"], truth["index"]), lesions=lesions)
+    return replace(
+        read_counts(dataset_dir, case), anatomy=patient_anatomy(truth["seed"], truth["index"]), lesions=lesions
+    )

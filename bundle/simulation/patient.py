@@ -50,7 +50,8 @@ def patient_history(seed: int, index: int, protocol: Protocol = Protocol()) -> H
 
 def simulate_patient(seed: int, index: int, protocol: Protocol = Protocol()) -> Patient:
     """Patient `index` (from 0) of trial `seed`; depends on nothing but these and the protocol."""
-    arm, anatomy, history = assigned_arm(seed, index), patient_anatomy(seed, index), patient_history(seed, index, protocol)
+    arm, anatomy = assigned_arm(seed, index), patient_anatomy(seed, index)
+    history = patient_history(seed, index, protocol)
     rng = np.random.default_rng(stream(seed, index, BASELINE))
     old = _old_lesions(anatomy, history.num_t2, rng)
     old_mask = _union(old)
@@ -62,14 +63,22 @@ def simulate_patient(seed: int, index: int, protocol: Protocol = Protocol()) -> 
     enhancing = [lesion for lesion, week in zip(year_1, history.weeks[arm][0]) if week > WEEKS - protocol.gd_weeks]
     net2_w048, net2_w096 = _union(year_1), _union(year_2)
     masks = {
-        ("w000", "T2lesion"): t2_w000, ("w000", "Gdlesion"): _union(recent),
-        ("w048", "T2lesion"): t2_w000 | net2_w048, ("w048", "Gdlesion"): _union(enhancing), ("w048", "NET2"): net2_w048,
+        ("w000", "T2lesion"): t2_w000,
+        ("w000", "Gdlesion"): _union(recent),
+        ("w048", "T2lesion"): t2_w000 | net2_w048,
+        ("w048", "Gdlesion"): _union(enhancing),
+        ("w048", "NET2"): net2_w048,
         ("w096", "NET2"): net2_w096,
     }
     formed = dict(zip(VISITS, (old + recent, year_1, year_2)))
     truth = {
-        "seed": seed, "index": index, "arm": ARMS[arm], "frailty": history.frailty, "response_uniform": history.response,
-        "num_gd_w000": history.num_gd, "num_t2_w000": history.num_t2 + history.num_gd,
+        "seed": seed,
+        "index": index,
+        "arm": ARMS[arm],
+        "frailty": history.frailty,
+        "response_uniform": history.response,
+        "num_gd_w000": history.num_gd,
+        "num_t2_w000": history.num_t2 + history.num_gd,
         "arms": {
             name: {
                 "partial_response": bool(history.response < q),
@@ -79,7 +88,8 @@ def simulate_patient(seed: int, index: int, protocol: Protocol = Protocol()) -> 
             for name, q, (first, second), weeks in zip(ARMS, protocol.partial_responders, outcomes, history.weeks)
         },
     }
-    return Patient(arm, anatomy, _scan(anatomy, formed, np.random.default_rng(stream(seed, index, ACQUISITION))), masks, truth)
+    flair = _scan(anatomy, formed, np.random.default_rng(stream(seed, index, ACQUISITION)))
+    return Patient(arm, anatomy, flair, masks, truth)
 
 
 def _old_lesions(anatomy: Anatomy, count: int, rng: np.random.Generator) -> list[tuple[np.ndarray, ...]]:
@@ -91,12 +101,16 @@ def _old_lesions(anatomy: Anatomy, count: int, rng: np.random.Generator) -> list
     return [grow(anatomy.parenchyma, place, volume, rng) for place, volume in zip(zip(*places), volumes_mm3)]
 
 
-def _potential_outcomes(anatomy: Anatomy, t2_w000: np.ndarray, history: History, seed: int, index: int) -> list[tuple[list, list]]:
-    """Per arm the NET2 lesions of both intervals. Arms that agree on the first interval share the places of the second."""
+def _potential_outcomes(
+    anatomy: Anatomy, t2_w000: np.ndarray, history: History, seed: int, index: int
+) -> list[tuple[list, list]]:
+    """Per arm the NET2 lesions of both intervals; arms that agree on the first share the places of the second."""
     arms = range(len(ARMS))
 
     def marks(interval: int, some_arms) -> list[np.random.SeedSequence]:
-        return [stream(seed, index, NET2, interval, j) for j in range(max(history.count(a, interval) for a in some_arms))]
+        return [
+            stream(seed, index, NET2, interval, j) for j in range(max(history.count(a, interval) for a in some_arms))
+        ]
 
     first = form_lesions(anatomy, t2_w000, marks(0, arms))
     second = {}

@@ -23,10 +23,10 @@ DERIVATIVES = ("lesions", "brain", "synthseg", "truth")
 
 
 def simulate_trial(out: str | Path, patients: int, *, seed: int = 0, workers: int | None = None) -> Path:
-    """Writes a simulated trial: FLAIR, lesion masks, brain mask and segmentation of every patient, and the truth in a sidecar.
+    """Writes a simulated trial: FLAIR, lesion masks, brain mask, segmentation, and the truth in a sidecar.
 
-    Patient i depends on (seed, i) only: a smaller trial is the beginning of a larger one, and the same call gives the same bytes.
-    Patients that are already there are not simulated again. `participants.tsv` is written last.
+    Patient i depends on (seed, i) only: a smaller trial is the beginning of a larger one, and the same call gives the
+    same bytes. Patients that are already there are not simulated again. `participants.tsv` is written last.
 
     Args:
         out: folder of the data set; made if missing.
@@ -43,7 +43,9 @@ def simulate_trial(out: str | Path, patients: int, *, seed: int = 0, workers: in
     workers = os.cpu_count() if workers is None else workers
     for name, value, least in (("patients", patients, 1), ("seed", seed, 0), ("workers", workers, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InputError(f"--{name} {value!r} is not a whole number of {least} or more", f"give e.g. --{name} {max(least, 10)}")
+            raise InputError(
+                f"--{name} {value!r} is not a whole number of {least} or more", f"give e.g. --{name} {max(least, 10)}"
+            )
     out = Path(str(out))
     _open_dataset(out, seed)
     missing = [i for i in range(patients) if not (out / participant(i)).is_dir()]
@@ -51,7 +53,9 @@ def simulate_trial(out: str | Path, patients: int, *, seed: int = 0, workers: in
     if missing:
         with ProcessPoolExecutor(min(workers, len(missing)), initializer=_end_with_parent) as pool:
             jobs = [pool.submit(write_patient, out, seed, i) for i in missing]
-            for job in tqdm(as_completed(jobs), total=patients, initial=patients - len(missing), desc="simulating", unit="patient"):
+            for job in tqdm(
+                as_completed(jobs), total=patients, initial=patients - len(missing), desc="simulating", unit="patient"
+            ):
                 job.result()
     for leftover in out.glob(".sub-*.partial"):  # of a larger trial that was stopped
         shutil.rmtree(leftover)
@@ -66,7 +70,7 @@ def participant(index: int) -> str:
 
 
 def write_patient(out: Path, seed: int, index: int) -> None:
-    """Simulates one patient and moves it into the data set when complete; the folder `sub-X` comes last and marks it done."""
+    """Simulates one patient and moves it into the data set; the folder `sub-X` comes last and marks it done."""
     name = participant(index)
     partial_copy = out / f".{name}.partial"
     shutil.rmtree(partial_copy, ignore_errors=True)
@@ -80,6 +84,7 @@ def write_patient(out: Path, seed: int, index: int) -> None:
 
 def _end_with_parent() -> None:
     """Lets a worker die with the command that was killed, rather than wait for work for ever."""
+
     def wait() -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
@@ -97,7 +102,8 @@ def patient_files(patient: Patient, name: str) -> dict[str, bytes]:
         files[f"derivatives/brain/{anat}/{stem}_desc-brain_mask.nii.gz"] = brain
         files[f"derivatives/synthseg/{anat}/{stem}_dseg.nii.gz"] = labels
     for (visit, label), mask in patient.masks.items():
-        files[f"derivatives/lesions/{name}/ses-{visit}/anat/{name}_ses-{visit}_label-{label}_mask.nii.gz"] = _nifti(mask)
+        anat, stem = f"{name}/ses-{visit}/anat", f"{name}_ses-{visit}"
+        files[f"derivatives/lesions/{anat}/{stem}_label-{label}_mask.nii.gz"] = _nifti(mask)
     files[f"derivatives/truth/{name}/{name}_truth.json"] = (json.dumps(patient.truth, indent=1) + "\n").encode()
     return files
 
@@ -105,7 +111,9 @@ def patient_files(patient: Patient, name: str) -> dict[str, bytes]:
 def _open_dataset(out: Path, seed: int) -> None:
     description = out / "dataset_description.json"
     content = {
-        "Name": "Simulated trial of new and enlarging T2 lesions in multiple sclerosis", "BIDSVersion": "1.10.0", "DatasetType": "raw",
+        "Name": "Simulated trial of new and enlarging T2 lesions in multiple sclerosis",
+        "BIDSVersion": "1.10.0",
+        "DatasetType": "raw",
         "GeneratedBy": [{"Name": "scripts.simulate_trial", "Version": "1", "Seed": seed}],
     }
     try:
@@ -118,11 +126,15 @@ def _open_dataset(out: Path, seed: int) -> None:
             raise InputError("is not empty and no simulated trial", "give an empty folder", file=out)
         for derivative in DERIVATIVES:
             (out / "derivatives" / derivative).mkdir(parents=True)
-            _write(out / "derivatives" / derivative / "dataset_description.json",
-                   json.dumps(content | {"Name": derivative, "DatasetType": "derivative"}, indent=1).encode())
+            _write(
+                out / "derivatives" / derivative / "dataset_description.json",
+                json.dumps(content | {"Name": derivative, "DatasetType": "derivative"}, indent=1).encode(),
+            )
         _write(description, json.dumps(content, indent=1).encode())
     except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"cannot be used as a data set ({error})", "give an empty folder that can be written", file=out) from error
+        raise InputError(
+            f"cannot be used as a data set ({error})", "give an empty folder that can be written", file=out
+        ) from error
 
 
 def _nifti(array: np.ndarray) -> bytes:

@@ -28,13 +28,15 @@ def test_tissue_contrast_is_the_one_written_down(anatomy):
 
 
 def test_a_lesion_is_brighter_by_its_gain(anatomy):
-    """The same draws with and without a large lesion: inside it the signal grows by the gain, far from it not at all."""
+    """The same draws with and without a large lesion: inside the signal grows by the gain, far away not at all."""
     gain = NO_GAIN.copy()
     centre = tuple(np.argwhere(anatomy.tissue[0] > 0.99)[5000])
     box = tuple(slice(max(0, c - r), c + r + 1) for c, r in zip(centre, (8, 8, 3)))
     gain[box] = 0.5
     texture = np.ones(SHAPE, np.float32)
-    without, with_lesion = (acquire_flair(anatomy, texture, g, np.random.default_rng(3)).astype(float) for g in (NO_GAIN, gain))
+    without, with_lesion = (
+        acquire_flair(anatomy, texture, g, np.random.default_rng(3)).astype(float) for g in (NO_GAIN, gain)
+    )
     ratio = with_lesion[centre] / without[centre]
     assert ratio == pytest.approx(1.5, abs=0.06)
     far = np.ones(SHAPE, bool)
@@ -44,12 +46,16 @@ def test_a_lesion_is_brighter_by_its_gain(anatomy):
 
 def test_visits_differ_in_scale_and_noise_but_not_in_texture(anatomy):
     texture = draw_texture(anatomy, np.random.default_rng(1))
-    first, second = (acquire_flair(anatomy, texture, NO_GAIN, np.random.default_rng(seed)).astype(float) for seed in (5, 6))
+    first, second = (
+        acquire_flair(anatomy, texture, NO_GAIN, np.random.default_rng(seed)).astype(float) for seed in (5, 6)
+    )
     white = anatomy.tissue[0] > 0.97
     assert np.median(first[white]) != pytest.approx(np.median(second[white]), rel=0.01)
     with_texture = np.corrcoef(first[white], second[white])[0, 1]
     plain = np.ones(SHAPE, np.float32)
-    first, second = (acquire_flair(anatomy, plain, NO_GAIN, np.random.default_rng(seed)).astype(float) for seed in (5, 6))
+    first, second = (
+        acquire_flair(anatomy, plain, NO_GAIN, np.random.default_rng(seed)).astype(float) for seed in (5, 6)
+    )
     assert with_texture > np.corrcoef(first[white], second[white])[0, 1] + 0.1
 
 

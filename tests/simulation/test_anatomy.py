@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from bundle.simulation.anatomy import (
-    AFFINE, BRAINSTEM, LEFT, RIGHT, SHAPE, _spline_basis, _template_voxels, draw_anatomy, load_template,
+    AFFINE,
+    BRAINSTEM,
+    LEFT,
+    RIGHT,
+    SHAPE,
+    _spline_basis,
+    _template_voxels,
+    draw_anatomy,
+    load_template,
 )
 
 
@@ -17,7 +25,9 @@ def test_without_deformation_a_voxel_reads_the_template_at_its_own_place():
     still = SimpleNamespace(normal=lambda mean, deviation, size: np.full(size, float(mean)))
     voxel = np.array([17, 201, 3])
     world_mm = AFFINE[:3, :3] @ voxel + AFFINE[:3, 3]
-    np.testing.assert_allclose(_template_voxels(still)[:, *voxel], world_mm - load_template().origin_mm, atol=1e-4)
+    np.testing.assert_allclose(
+        _template_voxels(still)[(slice(None), *voxel)], world_mm - load_template().origin_mm, atol=1e-4
+    )
 
 
 def test_splines_are_a_partition_of_unity():

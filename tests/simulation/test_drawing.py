@@ -40,7 +40,7 @@ def test_a_lesion_has_its_volume_in_one_piece_round_its_seed(volume_mm3):
 
 
 def test_lesions_are_compact_but_not_balls():
-    """The radius of gyration of a ball of radius r is r sqrt(3/5); ellipsoids with bumps stretch it by some percent, not by half."""
+    """A ball of radius r has the radius of gyration r sqrt(3/5); bumps stretch it by some percent, not by half."""
     ratios = []
     for seed in range(60):
         lesion = np.array(grow(np.ones(SHAPE, bool), (90, 110, 7), 1500, np.random.default_rng(seed)))

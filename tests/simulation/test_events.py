@@ -3,11 +3,20 @@ import pytest
 
 from bundle.arms import ARMS
 from bundle.simulation.events import (
-    MEAN_NET2, PATIENTS_PER_ARM, WEEKS, Protocol, assigned_arm, draw_history, net2_volume_mm3, t2_volume_mm3,
+    MEAN_NET2,
+    PATIENTS_PER_ARM,
+    WEEKS,
+    Protocol,
+    assigned_arm,
+    draw_history,
+    net2_volume_mm3,
+    t2_volume_mm3,
 )
 
 PROTOCOL = Protocol()
-ACTIVE_PERCENT = np.array([[63.7, 58.1], [64.7, 57.1], [54.7, 51.9], [24.9, 33.7], [19.6, 26.1], [3.2, 1.5]])  # Favero et al.
+ACTIVE_PERCENT = np.array(
+    [[63.7, 58.1], [64.7, 57.1], [54.7, 51.9], [24.9, 33.7], [19.6, 26.1], [3.2, 1.5]]
+)  # Favero et al.
 N = 6000
 
 
@@ -19,7 +28,9 @@ def histories():
 
 @pytest.fixture(scope="module")
 def counts(histories):
-    return np.array([[[h.count(a, i) for i in range(2)] for a in range(len(ARMS))] for h in histories])  # (N, arm, interval)
+    return np.array(
+        [[[h.count(a, i) for i in range(2)] for a in range(len(ARMS))] for h in histories]
+    )  # (N, arm, interval)
 
 
 def exact_active() -> np.ndarray:
@@ -52,7 +63,9 @@ def test_frailty_has_mean_one_and_variance_one_over_k(histories):
 
 
 def test_baseline_counts_follow_the_frailty(histories):
-    frailty, num_gd, num_t2 = (np.array([getattr(h, name) for h in histories], float) for name in ("frailty", "num_gd", "num_t2"))
+    frailty, num_gd, num_t2 = (
+        np.array([getattr(h, name) for h in histories], float) for name in ("frailty", "num_gd", "num_t2")
+    )
     assert abs((num_gd - PROTOCOL.gd_mean * frailty).mean()) < 4 * np.sqrt(PROTOCOL.gd_mean / N)
     mean = PROTOCOL.t2_mean_given(frailty)
     spread = mean + mean**2 / PROTOCOL.t2_size

@@ -8,7 +8,13 @@ from bundle.simulation.anatomy import SHAPE
 from bundle.simulation.drawing import grow, placement
 from bundle.simulation.events import PATIENTS_PER_ARM, Protocol, assigned_arm, net2_volume_mm3
 from bundle.simulation.oracle import (
-    MAX_COUNT, Observation, Oracle, lesion_footprint, mean_lesion_shape, read_counts, read_observation,
+    MAX_COUNT,
+    Observation,
+    Oracle,
+    lesion_footprint,
+    mean_lesion_shape,
+    read_counts,
+    read_observation,
 )
 from bundle.simulation.patient import patient_anatomy, patient_history
 from bundle.simulation.trial import simulate_trial
@@ -19,7 +25,7 @@ COUNTS = np.arange(MAX_COUNT)
 
 
 def closed_form(num_gd: int, num_net2: int, arm: int) -> np.ndarray:
-    """Count distribution at w096 without the T2 count: gamma and Poisson are conjugate, so every factor is negative binomial."""
+    """Counts at w096 without the T2 count: gamma and Poisson are conjugate, so every factor is negative binomial."""
     q, (rate_48, rate_96) = PROTOCOL.partial_responders[arm], PROTOCOL.rates[arm]
     shape, rate = K + num_gd, K + PROTOCOL.gd_mean  # posterior of the frailty at w000
     seen_partial = q * nbinom.pmf(num_net2, shape, rate / (rate + rate_48))
@@ -107,7 +113,8 @@ def test_the_footprint_adds_up_to_the_mean_volume_and_covers_what_lesions_cover(
     assert mean_lesion_shape().sum() == pytest.approx(mean_voxels, rel=1e-5)
     assert footprint.sum() == pytest.approx(mean_voxels, rel=0.01)
 
-    # Monte Carlo, grown as the simulator does: in eight sets of voxels of equal expected share, from the least to the most likely.
+    # Monte Carlo, grown as the simulator does: in eight sets of voxels of equal expected share, from the least to the
+    # most likely.
     order = np.argsort(footprint, axis=None)
     group = np.empty(footprint.size, int)
     group[order] = np.minimum(8 * footprint.ravel()[order].cumsum(dtype=float) / footprint.sum(dtype=float), 7)
@@ -117,7 +124,9 @@ def test_the_footprint_adds_up_to_the_mean_volume_and_covers_what_lesions_cover(
     starts = np.unravel_index(np.searchsorted(cumulative, rng.random(n) * cumulative[-1], side="right"), SHAPE)
     volumes_mm3 = net2_volume_mm3(rng.permutation(quantiles))
     free = anatomy.parenchyma & ~lesions
-    drawn = np.array([np.bincount(group[grow(free, start, v, rng)], minlength=8) for start, v in zip(zip(*starts), volumes_mm3)])
+    drawn = np.array(
+        [np.bincount(group[grow(free, start, v, rng)], minlength=8) for start, v in zip(zip(*starts), volumes_mm3)]
+    )
     error = (drawn.mean(0) - np.bincount(group.ravel(), footprint.ravel())) / (drawn.std(0) / np.sqrt(n))
     assert abs(error).max() < 4
 
@@ -138,7 +147,11 @@ def test_observations_are_read_from_a_data_set(tmp_path):
     simulate_trial(tmp_path / "trial", 1, seed=11, workers=1)
     history, arm = patient_history(11, 0), assigned_arm(11, 0)
     observation = read_observation(tmp_path / "trial", "sub-0001")
-    assert (observation.num_gd, observation.num_t2, observation.num_net2) == (history.num_gd, history.num_t2, history.count(arm, 0))
+    assert (observation.num_gd, observation.num_t2, observation.num_net2) == (
+        history.num_gd,
+        history.num_t2,
+        history.count(arm, 0),
+    )
     assert read_counts(tmp_path / "trial", "sub-0001").num_net2 == history.count(arm, 0)
     np.testing.assert_array_equal(observation.anatomy.tissue, patient_anatomy(11, 0).tissue)
     assert 0 < observation.lesions.sum() < observation.anatomy.parenchyma.sum()

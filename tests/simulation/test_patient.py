@@ -14,6 +14,7 @@ SEED = 21
 @pytest.fixture(scope="module")
 def patients():
     """Four patients with lesions in both intervals, and one with none in either."""
+
     def active(index: int) -> bool:
         history = patient_history(SEED, index)
         return all(2 <= history.count(assigned_arm(SEED, index), i) <= 12 for i in range(2))
@@ -51,7 +52,9 @@ def test_the_written_masks_are_the_potential_outcome_of_the_assigned_arm(patient
             listed = events(patient, visit)
             assert count == len(listed)
             for event in listed:
-                nearest = min(range(1, count + 1), key=lambda i: np.linalg.norm(centroid_mm(parts == i) - event["centroid_mm"]))
+                nearest = min(
+                    range(1, count + 1), key=lambda i: np.linalg.norm(centroid_mm(parts == i) - event["centroid_mm"])
+                )
                 np.testing.assert_allclose(centroid_mm(parts == nearest), event["centroid_mm"], atol=0.01)
                 assert (parts == nearest).sum() * 3 == event["volume_mm3"]
 
@@ -73,7 +76,9 @@ def test_counts_in_the_sidecar_are_those_of_the_history(patients):
 
 def test_arms_share_the_lesions_of_the_first_interval(patients):
     for patient in patients.values():
-        lists = [[(e["centroid_mm"], e["volume_mm3"]) for e in arm["net2_w048"]] for arm in patient.truth["arms"].values()]
+        lists = [
+            [(e["centroid_mm"], e["volume_mm3"]) for e in arm["net2_w048"]] for arm in patient.truth["arms"].values()
+        ]
         longest = max(lists, key=len)
         assert all(one == longest[: len(one)] for one in lists)
 
@@ -92,7 +97,9 @@ def test_gadolinium_marks_the_most_recent_lesions(patients):
 def test_enlarging_lesions_touch_an_old_one_and_new_ones_do_not(patients):
     for patient in patients.values():
         parts, _ = ndimage.label(patient.masks["w048", "NET2"], NEIGHBOURS_26)
-        beside_old = set(np.unique(parts[ndimage.binary_dilation(patient.masks["w000", "T2lesion"], NEIGHBOURS_26)])) - {0}
+        beside_old = set(
+            np.unique(parts[ndimage.binary_dilation(patient.masks["w000", "T2lesion"], NEIGHBOURS_26)])
+        ) - {0}
         assert len(beside_old) == sum(e["enlarging"] for e in events(patient, "w048"))
 
 
@@ -101,7 +108,9 @@ def test_new_lesions_are_brighter_than_they_were(patients):
         white = (patient.anatomy.tissue[0] > 0.97) & ~patient.masks["w048", "T2lesion"]
         new = patient.masks["w048", "NET2"]
         if new.any():
-            before, after = (np.median(patient.flair[v][new]) / np.median(patient.flair[v][white]) for v in ("w000", "w048"))
+            before, after = (
+                np.median(patient.flair[v][new]) / np.median(patient.flair[v][white]) for v in ("w000", "w048")
+            )
             assert after > before + 0.15
 
 

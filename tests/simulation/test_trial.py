@@ -87,7 +87,16 @@ def test_a_patient_that_was_only_half_moved_is_written_again(small_trial, tmp_pa
 
 @pytest.mark.slow
 def test_killed_at_any_time_it_goes_on_to_the_same_bytes(small_trial, tmp_path):
-    command = [sys.executable, "-m", "scripts.simulate_trial", "--out", str(tmp_path / "killed"), "--patients=200", "--seed=8", "--workers=2"]
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.simulate_trial",
+        "--out",
+        str(tmp_path / "killed"),
+        "--patients=200",
+        "--seed=8",
+        "--workers=2",
+    ]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (tmp_path / "killed" / "sub-0001").exists() and time.monotonic() < deadline:
@@ -109,8 +118,12 @@ def test_killed_at_any_time_it_goes_on_to_the_same_bytes(small_trial, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"patients": 0}, "--patients 0"), ({"patients": 2.5}, "--patients 2.5"), ({"patients": "many"}, "--patients 'many'"),
-        ({"patients": 1, "seed": -1}, "--seed -1"), ({"patients": 1, "workers": 0}, "--workers 0"), ({"patients": True}, "--patients True"),
+        ({"patients": 0}, "--patients 0"),
+        ({"patients": 2.5}, "--patients 2.5"),
+        ({"patients": "many"}, "--patients 'many'"),
+        ({"patients": 1, "seed": -1}, "--seed -1"),
+        ({"patients": 1, "workers": 0}, "--workers 0"),
+        ({"patients": True}, "--patients True"),
     ],
 )
 def test_arguments_out_of_range_are_told(tmp_path, arguments, message):
