@@ -2,8 +2,10 @@
 
 import gzip
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -21,6 +23,27 @@ def nifti_bytes(values: np.ndarray, like: Path) -> bytes:
         header[text] = b""
     header["cal_min"], header["cal_max"], header["intent_code"] = 0, 0, 0
     return gzip.compress(type(scan)(values, scan.affine, header).to_bytes(), compresslevel=4, mtime=0)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes its place at `path` when the block ends; if the block fails, nothing has changed.
+
+    Args:
+        path: in a folder that exists.
+
+    Raises:
+        OSError: what the system says.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_together(folder: Path, files: Mapping[str, bytes]) -> list[Path]:

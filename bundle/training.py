@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from bundle.arms import NULL_ARM
 from bundle.denoiser import Denoiser
 from bundle.errors import InputError
+from bundle.files import written_whole
 from bundle.forecasting import NUM_VOLUMES, condition_of
 from bundle.losses import DenoisingLoss
 from bundle.networks import ForecastNetwork
@@ -223,12 +224,8 @@ def save_atomically(state: Any, path: str | Path) -> None:
     """torch.save that leaves either the old file or the whole new one, even if the machine goes down."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
+    with written_whole(path) as file:
         torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 def export_weights(network: nn.Module, path: str | Path) -> None:

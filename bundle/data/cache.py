@@ -16,6 +16,7 @@ from bundle.data.bids import CONDITION, OUTCOME, Case, find_case
 from bundle.data.grid import SlabGrid
 from bundle.data.transforms import CompactCased, LoadCased, expand_case
 from bundle.errors import InputError
+from bundle.files import written_whole
 
 _VERSION = 1  # raise it when LoadCased or CompactCased come to give other numbers
 
@@ -52,7 +53,9 @@ class CachedCases(Dataset):
         case = find_case(item["image"], arm=arm)
         file = self.cache_dir / f"{case.id}_{self._key(case)}.pt"
         if not file.is_file():
-            _save(self.compact(self.load({"image": item["image"], "arm": arm})), file)
+            compact = self.compact(self.load({"image": item["image"], "arm": arm}))
+            with written_whole(file) as stream:
+                torch.save(compact, stream)
         labels = {"arm": arm, "active": bool(item["active"]), "weight": float(item.get("weight", 1)), "case": case.id}
         return expand_case(torch.load(file, weights_only=True), arm) | labels
 
@@ -102,15 +105,3 @@ class _Readings(Dataset):
         except InputError as error:
             return str(error)
         return ""
-
-
-def _save(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with part.open("wb") as stream:
-            torch.save(dict(tensors), stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)

@@ -1,7 +1,6 @@
 """The split of a data set into training, validation and test (a MONAI datalist), and the balanced subset of stage 2."""
 
 import json
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from bundle.arms import CLASSES, NULL_ARM
 from bundle.data.bids import Case, find_case, list_cases, read_participants
 from bundle.data.volumes import read_mask
 from bundle.errors import InputError
+from bundle.files import written_whole
 
 SPLITS = ("training", "validation", "test")
 _SHARE = 0.1  # of the patients for validation, and as many for test
@@ -78,17 +78,11 @@ def load_split(dataset_dir: str | Path, split: str, datalist: str | Path | None 
 
 def write_datalist(datalist: dict[str, Any], path: Path) -> None:
     """Writes JSON; the file appears whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with part.open("w") as stream:
-            json.dump(datalist, stream, indent=1)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, path)
+        with written_whole(path) as stream:
+            stream.write(json.dumps(datalist, indent=1).encode())
     except OSError as error:
         raise InputError("cannot be written", "choose another place: scripts.make_datalist --out", file=path) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def with_outcome(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
