@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
-from .anatomy import SHAPE, SPACING_MM, Anatomy
+from bundle.simulation.anatomy import SHAPE, SPACING_MM, Anatomy
 
 # Relative to white matter; measured on the two public patients (docs/simulation.md).
 GREY, FLUID = 1.17, 0.25

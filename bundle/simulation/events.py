@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from ..arms import ARMS
+from bundle.arms import ARMS
 
 PATIENTS_PER_ARM = (327, 237, 271, 529, 193, 574)
 WEEKS = 48.0  # length of each of the two intervals

@@ -11,12 +11,12 @@ from scipy.signal import fftconvolve
 from scipy.special import gammaln
 from scipy.stats import poisson
 
-from ..arms import NULL_ARM
-from ..errors import InputError
-from .anatomy import Anatomy
-from .drawing import grow, placement
-from .events import PATIENTS_PER_ARM, Protocol, net2_volume_mm3
-from .patient import patient_anatomy
+from bundle.arms import NULL_ARM
+from bundle.errors import InputError
+from bundle.simulation.anatomy import Anatomy
+from bundle.simulation.drawing import grow, placement
+from bundle.simulation.events import PATIENTS_PER_ARM, Protocol, net2_volume_mm3
+from bundle.simulation.patient import patient_anatomy
 
 MAX_COUNT = 256  # the last entry of a count distribution means "this many or more"
 
@@ -96,6 +96,7 @@ class OracleForecast:
         # P(no lesion here) is the generating function of the count at 1 - footprint: a smooth function of one number.
         table = np.linspace(0, float(self.footprint.max()), 1001)
         covered = 1 - np.polynomial.polynomial.polyval(1 - table, self.count_pmf)
+        covered[0] = 0  # and not the rounding error of the sum
         return np.interp(self.footprint, table, covered).astype(np.float32)
 
 

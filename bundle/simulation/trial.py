@@ -13,11 +13,12 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from ..arms import ARMS
-from ..errors import InputError
-from .anatomy import AFFINE
-from .events import assigned_arm
-from .patient import VISITS, Patient, simulate_patient
+from bundle.arms import ARMS
+from bundle.errors import InputError
+from bundle.files import write_together
+from bundle.simulation.anatomy import AFFINE
+from bundle.simulation.events import assigned_arm
+from bundle.simulation.patient import VISITS, Patient, simulate_patient
 
 DERIVATIVES = ("lesions", "brain", "synthseg", "truth")
 
@@ -48,20 +49,29 @@ def simulate_trial(out: str | Path, patients: int, *, seed: int = 0, workers: in
             )
     out = Path(str(out))
     _open_dataset(out, seed)
+    try:
+        _write_missing(out, patients, seed, workers)
+        rows = [f"{participant(i)}\t{ARMS[assigned_arm(seed, i)]}\n" for i in range(patients)]
+        write_together(out, {"participants.tsv": "".join(["participant_id\ttreatment_arm\n", *rows]).encode()})
+    except OSError as error:
+        raise InputError(f"stopped ({error})", "make room and call again: it goes on from here", file=out) from error
+    return out
+
+
+def _write_missing(out: Path, patients: int, seed: int, workers: int) -> None:
     missing = [i for i in range(patients) if not (out / participant(i)).is_dir()]
-    # An idle worker costs the template, some 3 s: none for a data set that is complete.
-    if missing:
+    if missing:  # for a complete data set no worker need load the template
+        done = patients - len(missing)
         with ProcessPoolExecutor(min(workers, len(missing)), initializer=_end_with_parent) as pool:
             jobs = [pool.submit(write_patient, out, seed, i) for i in missing]
-            for job in tqdm(
-                as_completed(jobs), total=patients, initial=patients - len(missing), desc="simulating", unit="patient"
-            ):
-                job.result()
+            try:
+                for job in tqdm(as_completed(jobs), "simulating", patients, initial=done, unit="patient"):
+                    job.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
     for leftover in out.glob(".sub-*.partial"):  # of a larger trial that was stopped
         shutil.rmtree(leftover)
-    rows = [f"{participant(i)}\t{ARMS[assigned_arm(seed, i)]}\n" for i in range(patients)]
-    _write(out / "participants.tsv", "".join(["participant_id\ttreatment_arm\n", *rows]).encode())
-    return out
 
 
 def participant(index: int) -> str:
@@ -75,7 +85,7 @@ def write_patient(out: Path, seed: int, index: int) -> None:
     partial_copy = out / f".{name}.partial"
     shutil.rmtree(partial_copy, ignore_errors=True)
     for file, content in patient_files(simulate_patient(seed, index), name).items():
-        _write(partial_copy / file, content)
+        write_together((partial_copy / file).parent, {Path(file).name: content})
     for place in (*(Path("derivatives") / d / name for d in DERIVATIVES), Path(name)):
         shutil.rmtree(out / place, ignore_errors=True)  # left behind by a run that was killed just here
         os.replace(partial_copy / place, out / place)
@@ -114,23 +124,20 @@ def _open_dataset(out: Path, seed: int) -> None:
         "Name": "Simulated trial of new and enlarging T2 lesions in multiple sclerosis",
         "BIDSVersion": "1.10.0",
         "DatasetType": "raw",
-        "GeneratedBy": [{"Name": "scripts.simulate_trial", "Version": "1", "Seed": seed}],
+        "GeneratedBy": [{"Name": "scripts.simulate_trial", "Version": "2", "Seed": seed}],
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
         if description.exists():
             if json.loads(description.read_text()) != content:
                 raise InputError("holds another data set or another seed", "give an empty folder", file=out)
-            return
-        if any(out.iterdir()):
+        elif any(not path.name.startswith(".") for path in out.iterdir()):
             raise InputError("is not empty and no simulated trial", "give an empty folder", file=out)
+        else:
+            write_together(out, {description.name: json.dumps(content, indent=1).encode()})
         for derivative in DERIVATIVES:
-            (out / "derivatives" / derivative).mkdir(parents=True)
-            _write(
-                out / "derivatives" / derivative / "dataset_description.json",
-                json.dumps(content | {"Name": derivative, "DatasetType": "derivative"}, indent=1).encode(),
-            )
-        _write(description, json.dumps(content, indent=1).encode())
+            derived = content | {"Name": derivative, "DatasetType": "derivative"}
+            write_together(out / "derivatives" / derivative, {description.name: json.dumps(derived, indent=1).encode()})
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(
             f"cannot be used as a data set ({error})", "give an empty folder that can be written", file=out
@@ -144,13 +151,3 @@ def _nifti(array: np.ndarray) -> bytes:
     image.set_sform(AFFINE, code=1)
     image.set_qform(AFFINE, code=1)
     return gzip.compress(image.to_bytes(), compresslevel=1, mtime=0)
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -96,6 +96,15 @@ def test_lesions_start_in_proportion_to_the_density():
     assert abs(left - 3 / 4) < 4 * np.sqrt(3 / 16 / len(lesions))
 
 
+def test_lesions_hardly_ever_start_where_they_hardly_can():
+    """By rights one start in 4000 lies outside the block; clocks of single precision put one in 14 there."""
+    anatomy = block_anatomy((np.s_[:], 1e-6), (LEFT_BLOCK, 1.0))
+    lesions = [lesion for seed in range(25) for lesion in form_lesions(anatomy, NO_LESIONS, marks(4, seed))]
+    first = np.array([[i[0] for i in lesion] for lesion in lesions])  # a lesion lists its seed first
+    outside = ~np.all([(first[:, i] >= s.start) & (first[:, i] < s.stop) for i, s in enumerate(LEFT_BLOCK)], axis=0)
+    assert outside.sum() <= 1
+
+
 def test_lesions_of_one_visit_stay_apart_and_off_old_lesions():
     anatomy = block_anatomy((LEFT_BLOCK, 1.0), (RIGHT_BLOCK, 1.0))
     old = NO_LESIONS.copy()
