@@ -19,6 +19,13 @@ class InputError(ValueError):
         super().__init__(f"{place}{problem}; {mend}")
 
 
+def input_error(error: BaseException | None) -> InputError | None:
+    """The `InputError` that an exception is or, as MONAI wraps what its components raise, that caused it."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def report_in_one_line() -> None:
     """From now on an `InputError` that ends the program prints its one line instead of a traceback; exit code 1 stays.
 
@@ -27,12 +34,10 @@ def report_in_one_line() -> None:
     previous = sys.excepthook
 
     def hook(kind, error, traceback):
-        cause = error
-        while cause is not None and not isinstance(cause, InputError):
-            cause = cause.__cause__ or cause.__context__
-        if cause is None:
+        told = input_error(error)
+        if told is None:
             previous(kind, error, traceback)
         else:
-            print(f"error: {cause}", file=sys.stderr)
+            print(f"error: {told}", file=sys.stderr)
 
     sys.excepthook = hook

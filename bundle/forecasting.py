@@ -1,11 +1,15 @@
 """From a patient's image tensor to an ensemble of NET2 masks, and the adapter that MONAI calls an inferer."""
 
+import math
+from numbers import Integral, Real
+
 import torch
 from monai.inferers import Inferer
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from bundle.denoiser import Condition, Denoise, Denoiser, GuidedDenoiser
+from bundle.errors import InputError
 from bundle.prediction import Prediction
 from bundle.randomness import Streams
 from bundle.samplers import AncestralSampler, DPMSolverPP2M
@@ -50,6 +54,9 @@ class EnsembleInferer(Inferer):
         member_batch: members a network call; halved when the device's memory is exceeded.
         amp: bf16 autocast in the network.
         progress: show a bar over members.
+
+    Raises:
+        InputError: one of the numbers that a user may set is out of range.
     """
 
     def __init__(
@@ -68,8 +75,12 @@ class EnsembleInferer(Inferer):
         progress: bool = True,
     ) -> None:
         for name, value in dict(num_members=num_members, num_steps=num_steps, member_batch=member_batch).items():
-            if int(value) != value or value < 1:
-                raise ValueError(f"{name}={value} must be a whole number of at least 1")
+            if not isinstance(value, Integral) or value < 1:
+                raise InputError(f"{name}={value} is not a whole number of at least 1", f"correct --{name}")
+        if not isinstance(seed, Integral):
+            raise InputError(f"seed={seed} is not a whole number", "correct --seed")
+        if not isinstance(guidance_scale, Real) or not math.isfinite(guidance_scale):
+            raise InputError(f"guidance_scale={guidance_scale} is not a number", "correct --guidance_scale")
         self.schedule, self.grid, self.sampler, self.prediction = schedule, grid, sampler, prediction
         self.num_members, self.num_steps, self.guidance_scale = num_members, num_steps, guidance_scale
         self.foreground_weight, self.seed, self.member_batch = foreground_weight, seed, member_batch

@@ -8,9 +8,9 @@ from typing import Any
 from ignite.engine import Engine
 from torch.utils.data import IterableDataset
 
-from bundle.data.bids import list_cases
-from bundle.data.datalist import load_split
-from bundle.errors import InputError
+from bundle.data.bids import checked_arm, list_cases, read_treatments
+from bundle.data.datalist import SPLITS, load_split
+from bundle.errors import InputError, input_error
 
 
 def forecast_items(
@@ -18,32 +18,33 @@ def forecast_items(
     case: str | None = None,
     arm: str | int | None = None,
     datalist: str | Path | None = None,
-    split: str = "test",
+    split: str | None = None,
 ) -> list[dict[str, Any]]:
     """The patients to forecast.
 
     Args:
         dataset_dir: a BIDS data set.
         case: one participant of it, or the path of a participant's folder; all participants if not given.
-        arm: treatment to forecast under, instead of that in participants.tsv.
-        datalist: a file of `scripts.make_datalist`; its `split` is forecast instead of all participants.
+        arm: treatment to forecast under, instead of that in the datalist or in participants.tsv.
+        datalist: a file of `scripts.make_datalist`, which is forecast instead of all participants.
+        split: forecast only this one of the datalist, by default of `<dataset_dir>/datalist.json`.
 
     Returns:
-        Items for `bundle.data.transforms.LoadCased`: "image", the patient's folder, and "arm" if it was given.
+        Items for `bundle.data.transforms.LoadCased`: "image", the patient's folder, and "arm" if it is given.
 
     Raises:
-        InputError: there is no such data set or participant.
+        InputError: there is no such data set, split or arm, or participants.tsv cannot be read.
     """
     root = Path(dataset_dir)
+    given = {} if arm is None else {"arm": checked_arm(arm, "correct --arm")}
     if case is not None:
-        folders = [Path(case) if Path(case).is_dir() else root / case]
-    elif datalist is not None:
-        folders = [Path(item["image"]) for item in load_split(root, split, datalist)]
-    else:
-        folders = [root / name for name in list_cases(root)]
-    if not folders:
-        raise InputError("no participant in it", "give a BIDS data set with --dataset_dir", file=root)
-    return [{"image": str(folder)} | ({} if arm is None else {"arm": arm}) for folder in folders]
+        is_path = Path(str(case)).exists()
+        return [{"image": str(case)} | ({} if is_path else {"dataset_dir": str(root)}) | given]
+    if datalist is not None or split is not None:
+        listed = [item for name in (SPLITS if split is None else [split]) for item in load_split(root, name, datalist)]
+        return [{"image": item["image"], "arm": item.get("arm")} | given for item in listed]
+    read_treatments(root)  # a table that cannot be read is told once, not for each patient
+    return [{"image": str(root / name)} | given for name in list_cases(root)]
 
 
 class Guard:
@@ -56,9 +57,12 @@ class Guard:
         """transform(data), or `otherwise` if the data cannot be used."""
         try:
             return transform(data)
-        except InputError as error:
-            self.failures.append(error)
-            print(f"error: {error}", file=sys.stderr)
+        except Exception as error:
+            told = input_error(error)
+            if told is None:
+                raise
+            self.failures.append(told)
+            print(f"error: {told}", file=sys.stderr)
             return otherwise
 
 
@@ -92,11 +96,7 @@ class Guarded:
 
 
 def run_inference(evaluator: Engine, guard: Guard) -> None:
-    """Forecast every readable case, then say how many were not.
-
-    Raises:
-        InputError: at least one case failed; the others' forecasts are written.
-    """
+    """Forecast every readable case; ends the program with exit code 1 if there were others, each told in its line."""
     evaluator.run()
     if guard.failures:
-        raise InputError(f"{len(guard.failures)} case(s) not forecast", "see the lines above; the others are written")
+        sys.exit(f"{len(guard.failures)} case(s) not forecast")

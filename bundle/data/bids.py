@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bundle.arms import NULL_ARM, arm_index
+from bundle.arms import arm_index
 from bundle.errors import InputError
 
 VISITS = ("w000", "w048", "w096")
@@ -66,12 +66,10 @@ def find_case(image: str | Path, dataset_dir: str | Path | None = None, arm: Any
     """
     folder = _patient_folder(Path(image), None if dataset_dir is None else Path(dataset_dir))
     case, root = folder.name, folder.parent
-    if arm is None or arm == []:
-        arm = read_participants(root).get(case, NULL_ARM)
-    try:
-        arm = arm_index(arm)
-    except ValueError as error:
-        raise InputError(str(error), "correct the arm of this request", case=case) from error
+    if arm is None or arm == []:  # one wrong row of the table leaves the other patients usable
+        arm = checked_arm(read_treatments(root).get(case), "or n/a", case=case, file=_participants(root))
+    else:
+        arm = checked_arm(arm, "correct the arm of this request", case=case)
     volumes = {name: path for name in CONDITION + OUTCOME if (path := _existing(_stem(root, case, name)))}
     brain = {visit: path for visit in VISITS if (path := _existing(_stem(root, case, f"brain_{visit}")))}
     dsegs = [path for visit in ("w048", "w000") if (path := _existing(_stem(root, case, f"dseg_{visit}")))]
@@ -91,16 +89,38 @@ def list_cases(dataset_dir: str | Path) -> list[str]:
     return cases
 
 
+def checked_arm(arm: Any, mend: str, *, case: str = "", file: str | Path = "") -> int:
+    """Class index of whatever `bundle.arms.arm_index` takes.
+
+    Raises:
+        InputError: an unknown arm.
+    """
+    try:
+        return arm_index(arm)
+    except ValueError as error:
+        raise InputError(str(error), mend, case=case, file=file) from error
+
+
 def read_participants(dataset_dir: str | Path) -> dict[str, int]:
     """Class index of the arm by participant, from participants.tsv; empty if there is no such file.
 
     Raises:
-        InputError: a column is missing, a label is not sub-<letters and digits> or is there twice, or an unknown arm.
+        InputError: as `read_treatments`, or an unknown arm.
     """
-    path = Path(dataset_dir) / "participants.tsv"
+    path = _participants(Path(dataset_dir))
+    return {case: checked_arm(arm, "or n/a", case=case, file=path) for case, arm in read_treatments(dataset_dir).items()}
+
+
+def read_treatments(dataset_dir: str | Path) -> dict[str, str]:
+    """The column treatment_arm of participants.tsv as it is written, by participant; empty if there is no such file.
+
+    Raises:
+        InputError: a column is missing, or a label is not sub-<letters and digits> or is there twice.
+    """
+    path = _participants(Path(dataset_dir))
     if not path.is_file():
         return {}
-    arms: dict[str, int] = {}
+    arms: dict[str, str] = {}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file, delimiter="\t")
@@ -115,13 +135,14 @@ def read_participants(dataset_dir: str | Path) -> dict[str, int]:
                     raise InputError(f"participant_id {case!r}", "write sub-<letters and digits>", file=path)
                 if case in arms:
                     raise InputError("listed twice", "keep one of the lines", case=case, file=path)
-                try:
-                    arms[case] = arm_index(row["treatment_arm"])
-                except ValueError as error:
-                    raise InputError(str(error), "or n/a", case=case, file=path) from error
+                arms[case] = row["treatment_arm"]
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError("not a table of text", "save it as tab-separated UTF-8", file=path) from error
     return arms
+
+
+def _participants(root: Path) -> Path:
+    return root / "participants.tsv"
 
 
 def _patient_folder(image: Path, dataset_dir: Path | None) -> Path:
