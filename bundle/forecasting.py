@@ -98,7 +98,7 @@ class EnsembleInferer(Inferer):
             (B, K, H, W, S), P(NET2) in [0, 1] (close to 0 or 1 in a finished sample).
         """
         cases = case_names(inputs)
-        images = torch.as_tensor(inputs).float()
+        images = inputs.as_subclass(Tensor).float()  # a MetaTensor slows every operation
         denoise = GuidedDenoiser(
             Denoiser(network.eval(), self.prediction, self.foreground_weight), self.guidance_scale
         )
