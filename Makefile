@@ -14,7 +14,7 @@ setup: .venv/installed
 	touch $@
 
 demo: setup
-	$(BIN)/python -m scripts.simulate_trial --out $(DEMO)/trial --patients 1 --seed 96
+	$(BIN)/python -m scripts.simulate_trial --out $(DEMO)/trial --patients 1 --seed 1036
 	$(BIN)/python -m monai.bundle run inference --config_file configs/inference.json \
 		--dataset_dir $(DEMO)/trial --output_dir $(DEMO)/forecasts
 	@echo

@@ -8,7 +8,7 @@ from monai.networks.nets import ControlNet, DiffusionModelUNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bundle.arms import CLASSES
+from bundle.arms import CLASSES, NULL_ARM
 
 
 def logsnr_to_timestep(logsnr: Tensor) -> Tensor:
@@ -98,6 +98,7 @@ class ForecastNetwork(nn.Module):
         z_t, images, planes = x.split([self.outcome_channels, self.image_channels, 2], dim=1)
         timestep = logsnr_to_timestep(planes[:, 0, 0, 0])  # (B,)
         arm = planes[:, 1, 0, 0].round().long()  # (B,)
+        arm = torch.where((arm >= 0) & (arm < NULL_ARM), arm, NULL_ARM)  # what names no arm is unknown
         z_t = F.pixel_unshuffle(z_t, self.patch_size)
         down, mid = None, None
         if self.controlnet is not None:
