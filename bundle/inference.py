@@ -38,8 +38,9 @@ def forecast_items(
     root = Path(dataset_dir)
     given = {} if arm is None else {"arm": checked_arm(arm, "correct --arm")}
     if case is not None:
-        is_path = Path(str(case)).exists()
-        return [{"image": str(case)} | ({} if is_path else {"dataset_dir": str(root)}) | given]
+        place = Path(str(case))
+        is_label = place.name == str(case) and not place.exists()
+        return [{"image": str(case)} | ({"dataset_dir": str(root)} if is_label else {}) | given]
     if datalist is not None or split is not None:
         listed = [item for name in (SPLITS if split is None else [split]) for item in load_split(root, name, datalist)]
         return [{"image": item["image"], "arm": item.get("arm")} | given for item in listed]

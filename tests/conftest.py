@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from monai.bundle import ConfigParser
 
 from bundle.data.datalist import load_split
 from bundle.simulation.trial import simulate_trial
+from bundle.training import export_weights
 
 ROOT = Path(__file__).parents[1]
 # Overrides of train.json and inference.json: every component the real one, on a coarse grid.
@@ -41,3 +44,23 @@ def start_bundle(run_id, config_file, launcher=(sys.executable, "-m"), **overrid
         cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
+
+
+def inference_config(**overrides):
+    """configs/inference.json with what the command line would override, to be run in this process."""
+    config = ConfigParser()
+    config.read_config(ROOT / "configs" / "inference.json")
+    config.update(overrides)
+    return config
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory):
+    """File of weights of the tiny network: random, and nowhere zero, so that every input counts."""
+    path = tmp_path_factory.mktemp("weights") / "model.pt"
+    torch.manual_seed(0)
+    network = inference_config(**TINY).get_parsed_content("network_def")
+    for parameter in network.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape)
+    export_weights(network, path)
+    return path

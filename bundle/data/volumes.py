@@ -1,14 +1,21 @@
 """Reading one NIfTI volume, with every check that its content allows."""
 
+import gzip
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 
 from bundle.errors import InputError
 
+_CHUNK = 1 << 22
+_UNREADABLE = (
+    ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError, TypeError, MemoryError, OverflowError,
+)  # fmt: skip
 _SAME_PLACE_MM = 0.1  # corners of two grids of one visit may differ by this much: headers hold rounded numbers
 
 
@@ -28,10 +35,14 @@ def read_volume(path: Path, case: str) -> Volume:
         InputError: unreadable, truncated, not 3-D, NaN or infinite voxels, or an affine that cannot be inverted.
     """
     try:
+        if path.suffix == ".gz":  # nibabel stops reading before the checksum
+            with gzip.open(path) as stream:
+                while stream.read(_CHUNK):
+                    pass
         image = nib.load(path)
         data = image.get_fdata(dtype=np.float32, caching="unchanged")
         affine = np.asarray(image.affine, np.float64)
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError, zlib.error, ValueError, TypeError) as error:
+    except _UNREADABLE as error:
         raise InputError("unreadable or truncated", "copy or convert it again", case=case, file=path) from error
     if data.ndim > 3 and data.shape[3:] == (1,) * (data.ndim - 3):
         data = data.reshape(data.shape[:3])

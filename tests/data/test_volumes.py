@@ -63,6 +63,19 @@ def cut_in_the_header(path):
     path.write_bytes(path.read_bytes()[:40])
 
 
+def damaged_in_the_middle(path):
+    saved(path, np.random.default_rng(0).normal(size=(20, 20, 20)))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(bytes(content))
+
+
+def of_no_known_type(path):
+    content = bytearray(nib.Nifti1Image(DATA, np.eye(4)).to_bytes())
+    content[70:72] = np.int16(9999).tobytes()  # datatype
+    path.write_bytes(gzip.compress(bytes(content)))
+
+
 def not_an_image(path):
     path.write_bytes(b"hello")
 
@@ -91,6 +104,8 @@ def nan_affine(path):
         (infinite, "NaN or infinite voxels; replace them"),
         (constant, "all voxels are equal; give the FLAIR scan"),
         (truncated, "unreadable or truncated; copy or convert it again"),
+        (damaged_in_the_middle, "unreadable or truncated; copy or convert it again"),
+        (of_no_known_type, "unreadable or truncated; copy or convert it again"),
         (cut_in_the_header, "unreadable or truncated; copy or convert it again"),
         (not_an_image, "unreadable or truncated; copy or convert it again"),
         (empty, "unreadable or truncated; copy or convert it again"),
