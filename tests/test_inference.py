@@ -125,7 +125,7 @@ def test_noise_is_a_function_of_seed_and_case_alone(configure, trial, tmp_path, 
     cases = sorted(folder.name for folder in trial.glob("sub-*"))[:2]
 
     def noise(case, **overrides):
-        config = configure(case=case, output_dir=str(tmp_path), **overrides)
+        config = configure(case=case, output_dir=str(tmp_path), guarded_postprocessing=None, **overrides)
         watch = config.get_parsed_content("inferer").sampler = Watch()
         config.get_parsed_content("evaluator").run()
         return watch.noise[0]
@@ -224,7 +224,8 @@ def test_a_forecast_returns_to_its_place_whatever_the_scans_grid(forecast, patie
 
 def test_turned_axes_give_the_very_same_forecast(forecast, forecast_of_one, patient, tmp_path):
     place = placed_anew(patient, tmp_path / "data", in_lps)
-    turned = nib.load(file_of(forecast(tmp_path / "out", case=str(place), arm=patient.arm), patient.id, "probseg.nii.gz"))
+    folder = forecast(tmp_path / "out", case=str(place), arm=patient.arm)
+    turned = nib.load(file_of(folder, patient.id, "probseg.nii.gz"))
     assert nib.aff2axcodes(turned.affine) == ("L", "P", "S")
     original = nib.load(file_of(forecast_of_one, patient.id, "probseg.nii.gz"))
     np.testing.assert_array_equal(nib.as_closest_canonical(turned).get_fdata(), original.get_fdata())

@@ -107,8 +107,8 @@ def read_participants(dataset_dir: str | Path) -> dict[str, int]:
     Raises:
         InputError: as `read_treatments`, or an unknown arm.
     """
-    path = _participants(Path(dataset_dir))
-    return {case: checked_arm(arm, "or n/a", case=case, file=path) for case, arm in read_treatments(dataset_dir).items()}
+    treatments, path = read_treatments(dataset_dir), _participants(Path(dataset_dir))
+    return {case: checked_arm(arm, "or n/a", case=case, file=path) for case, arm in treatments.items()}
 
 
 def read_treatments(dataset_dir: str | Path) -> dict[str, str]:
