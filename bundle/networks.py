@@ -39,6 +39,8 @@ class ForecastNetwork(nn.Module):
             channels at 1/p of the resolution: a wide first level at little cost. 1 in the paper.
         conditioning_channels: width of the ControlNet's image embedding; one number, since every further one
             would halve the resolution.
+        with_loads: tell the networks the lesion load of each mask as numbers too, beside the arm (`ArmAndLoads`). Not in
+            the paper; see docs/learning.md.
         with_control: build the ControlNet.
     """
 
@@ -54,11 +56,14 @@ class ForecastNetwork(nn.Module):
         norm_num_groups: int = 32,
         patch_size: int = 1,
         conditioning_channels: int = 128,
+        with_loads: bool = False,
         with_control: bool = True,
     ) -> None:
         super().__init__()
         self.outcome_channels = outcome_contrasts * num_slices
         self.image_channels = image_contrasts * num_slices
+        self.image_contrasts = image_contrasts
+        self.with_loads = with_loads
         self.patch_size = patch_size
         self.stride = patch_size * 2 ** (len(channels) - 1)
         shared = dict(
@@ -74,6 +79,8 @@ class ForecastNetwork(nn.Module):
             use_flash_attention=True,
         )
         self.unet = DiffusionModelUNet(out_channels=self.outcome_channels * patch_size**2, **shared)
+        if with_loads:
+            self.unet.class_embedding = ArmAndLoads(image_contrasts, self.unet.class_embedding)
         self.controlnet = None
         if with_control:
             self.controlnet = ControlNet(
@@ -81,6 +88,8 @@ class ForecastNetwork(nn.Module):
                 conditioning_embedding_num_channels=(conditioning_channels,),
                 **shared,
             )
+            if with_loads:
+                self.controlnet.class_embedding = ArmAndLoads(image_contrasts, self.controlnet.class_embedding)
             self.start_control_from_unet()
 
     def without_control(self) -> "ForecastNetwork":
@@ -99,15 +108,19 @@ class ForecastNetwork(nn.Module):
         timestep = logsnr_to_timestep(planes[:, 0, 0, 0])  # (B,)
         arm = planes[:, 1, 0, 0].round().long()  # (B,)
         arm = torch.where((arm >= 0) & (arm < NULL_ARM), arm, NULL_ARM)  # what names no arm is unknown
+        labels = arm
+        if self.with_loads:
+            read = images if self.controlnet is not None else torch.zeros_like(images)
+            labels = torch.cat([arm[:, None], lesion_loads(read, self.image_contrasts)], dim=1)
         z_t = F.pixel_unshuffle(z_t, self.patch_size)
         down, mid = None, None
         if self.controlnet is not None:
             images = F.pixel_unshuffle(images, self.patch_size)
-            down, mid = self.controlnet(z_t, timestep, images, class_labels=arm)
+            down, mid = self.controlnet(z_t, timestep, images, class_labels=labels)
         output = self.unet(
             z_t,
             timestep,
-            class_labels=arm,
+            class_labels=labels,
             down_block_additional_residuals=down,
             mid_block_additional_residual=mid,
         )
@@ -119,6 +132,45 @@ class ForecastNetwork(nn.Module):
         example = torch.zeros(1, self.outcome_channels + self.image_channels + 2, side, side)
         example = example.to(next(self.parameters()).device)
         return _Traced(torch.jit.trace(self.eval(), example, check_trace=False))
+
+
+def lesion_loads(images: Tensor, num_contrasts: int) -> Tensor:
+    """What is known of each volume, in two numbers: (B, C*S, H, W) -> (B, 2*C).
+
+    First log(1 + voxels above 0) / 2, the load of a mask; then whether the volume is known (it is 0 nowhere, or everywhere).
+    """
+    volumes = images.unflatten(1, (num_contrasts, -1)).flatten(2)  # (B, C, S*H*W)
+    load = torch.log1p((volumes > 0).sum(2).to(images.dtype)) / 2
+    return torch.cat([load, (volumes != 0).any(2).to(images.dtype)], dim=1)
+
+
+class ArmAndLoads(nn.Module):
+    """Embedding of the arm plus a function of arm and lesion loads, in the place of a network's class embedding.
+
+    How active a patient was is spread over a few voxels of five masks, and what it means for the next year depends on the
+    arm. The ControlNet could find that out voxel by voxel; told as numbers it is learnt as fast as the arm is. The added
+    function starts as zero.
+
+    Args:
+        num_contrasts: volumes of the image.
+        arms: the class embedding that it takes the place of.
+    """
+
+    def __init__(self, num_contrasts: int, arms: nn.Embedding) -> None:
+        super().__init__()
+        self.arms = arms
+        width = arms.embedding_dim
+        self.loads = nn.Sequential(
+            nn.Linear(arms.num_embeddings + 2 * num_contrasts, width), nn.SiLU(), nn.Linear(width, width)
+        )
+        nn.init.zeros_(self.loads[-1].weight)
+        nn.init.zeros_(self.loads[-1].bias)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """(B, width) of labels (B, 1 + 2*C): class index, then `lesion_loads`."""
+        arm = labels[:, 0].long()
+        one_hot = F.one_hot(arm, self.arms.num_embeddings).to(labels.dtype)
+        return self.arms(arm) + self.loads(torch.cat([one_hot, labels[:, 1:]], dim=1))
 
 
 class _Traced(nn.Module):
