@@ -318,8 +318,8 @@ class Checkpoints:
         score = engine.state.epoch
         if self.evaluator is not None:
             score = self.evaluator.state.metrics[self.evaluator.state.key_metric_name]
-        if score > self.best_score:
-            self.best_score = float(score)
+        if score > self.best_score or not self.best.exists():  # a score may be NaN, and some weights must be there
+            self.best_score = max(self.best_score, float(score))
             export_weights(self.objects["average"].module, self.best)
         saved = {name: target.state_dict() for name, target in self.objects.items()}
         counters = {"iteration": engine.state.iteration, "epoch": engine.state.epoch, "best_score": self.best_score}

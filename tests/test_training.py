@@ -1,5 +1,4 @@
 import signal
-import sys
 import time
 
 import pytest
@@ -200,39 +199,3 @@ def test_killed_training_ends_bit_identical(stage, unbroken, trial, tmp_path):
     finish(start_bundle("training", "configs/train.json", **settings))
     for name in ("stage1_last.pt", "stage1_best.pt", "stage2_last.pt", "stage2_best.pt"):
         assert same(saved(tmp_path, name), saved(unbroken, name)), name
-
-
-@pytest.mark.slow
-def test_stage_2_starts_from_the_averaged_unet_and_leaves_it_alone(unbroken):
-    prefix = "module.unet."
-    stage1 = {k: v for k, v in saved(unbroken, "stage1_last.pt")["average"].items() if k.startswith(prefix)}
-    stage2 = saved(unbroken, "stage2_last.pt")
-    assert stage1 and all(torch.equal(v, stage2["average"][k]) for k, v in stage1.items())
-    assert all(torch.equal(v, stage2["network"][k.removeprefix("module.")]) for k, v in stage1.items())
-    control = [k for k in stage2["network"] if k.startswith("controlnet.controlnet_mid")]
-    assert any(stage2["network"][k].abs().max() > 0 for k in control)
-
-
-@pytest.mark.slow
-def test_two_processes_train_the_weights_of_one(unbroken, trial, tmp_path):
-
-    settings = TINY | TRAINING | {"dataset_dir": trial, "output_dir": tmp_path, "cache_dir": unbroken / "cache"}
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m")
-    finish(
-        start_bundle("training", "['configs/train.json','configs/multi_gpu.json']", launcher=launcher, **settings)
-    )
-    for name in ("stage1_last.pt", "stage2_last.pt"):
-        ours, theirs = saved(tmp_path, name), saved(unbroken, name)
-        assert ours["iteration"] == theirs["iteration"]
-        assert same(ours["network"], theirs["network"], rtol=1e-3, atol=2e-5)
-
-
-@pytest.mark.slow
-def test_a_loss_that_is_not_finite_stops_the_run_in_one_line(unbroken, trial, tmp_path):
-
-    settings = TINY | TRAINING | {"dataset_dir": trial, "output_dir": tmp_path, "cache_dir": unbroken / "cache"}
-    process = start_bundle("pretraining", "configs/train.json", **settings, foreground_weight="nan")
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 1
-    assert "error: the loss is nan at iteration 1; run again with a lower learning rate" in output
-    assert "Traceback" not in output and not (tmp_path / "stage1_last.pt").exists()
