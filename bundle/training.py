@@ -125,7 +125,7 @@ def moving_average(network: nn.Module, decay: float = 0.999) -> AveragedModel:
         n = int(num_averaged)
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
 
-    return AveragedModel(network, multi_avg_fn=lerp)
+    return AveragedModel(bare(network), multi_avg_fn=lerp)
 
 
 class TrainStep:
