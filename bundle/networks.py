@@ -5,6 +5,7 @@ from typing import Sequence
 
 import torch
 from monai.networks.nets import ControlNet, DiffusionModelUNet
+from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -39,6 +40,7 @@ class ForecastNetwork(nn.Module):
             channels at 1/p of the resolution: a wide first level at little cost. 1 in the paper.
         conditioning_channels: width of the ControlNet's image embedding; one number, since every further one
             would halve the resolution.
+        local_channels: width of the `LocalPath` around the UNet; 0 for none, as in the paper. See docs/learning.md.
         with_loads: tell the networks the lesion load of each mask as numbers too, beside the arm (`ArmAndLoads`). Not in
             the paper; see docs/learning.md.
         with_control: build the ControlNet.
@@ -56,12 +58,14 @@ class ForecastNetwork(nn.Module):
         norm_num_groups: int = 32,
         patch_size: int = 1,
         conditioning_channels: int = 128,
+        local_channels: int = 0,
         with_loads: bool = False,
         with_control: bool = True,
     ) -> None:
         super().__init__()
         self.outcome_channels = outcome_contrasts * num_slices
         self.image_channels = image_contrasts * num_slices
+        self.num_slices = num_slices
         self.image_contrasts = image_contrasts
         self.with_loads = with_loads
         self.patch_size = patch_size
@@ -81,6 +85,9 @@ class ForecastNetwork(nn.Module):
         self.unet = DiffusionModelUNet(out_channels=self.outcome_channels * patch_size**2, **shared)
         if with_loads:
             self.unet.class_embedding = ArmAndLoads(image_contrasts, self.unet.class_embedding)
+        self.local = None
+        if local_channels:
+            self.local = LocalPath(outcome_contrasts * patch_size**2, image_contrasts * patch_size**2, local_channels)
         self.controlnet = None
         if with_control:
             self.controlnet = ControlNet(
@@ -93,9 +100,10 @@ class ForecastNetwork(nn.Module):
             self.start_control_from_unet()
 
     def without_control(self) -> "ForecastNetwork":
-        """A network of its own with a copy of this UNet and no ControlNet: what stage 1 trains."""
+        """A network of its own with a copy of all but the ControlNet: what stage 1 trains."""
         alone = copy.copy(self)
-        alone._modules = {"unet": copy.deepcopy(self.unet), "controlnet": None}
+        alone._modules = {name: copy.deepcopy(part) for name, part in self._modules.items() if name != "controlnet"}
+        alone.controlnet = None
         return alone
 
     def start_control_from_unet(self) -> None:
@@ -108,14 +116,14 @@ class ForecastNetwork(nn.Module):
         timestep = logsnr_to_timestep(planes[:, 0, 0, 0])  # (B,)
         arm = planes[:, 1, 0, 0].round().long()  # (B,)
         arm = torch.where((arm >= 0) & (arm < NULL_ARM), arm, NULL_ARM)  # what names no arm is unknown
+        if self.controlnet is None:
+            images = torch.zeros_like(images)
         labels = arm
         if self.with_loads:
-            read = images if self.controlnet is not None else torch.zeros_like(images)
-            labels = torch.cat([arm[:, None], lesion_loads(read, self.image_contrasts)], dim=1)
-        z_t = F.pixel_unshuffle(z_t, self.patch_size)
+            labels = torch.cat([arm[:, None], lesion_loads(images, self.image_contrasts)], dim=1)
+        z_t, images = (F.pixel_unshuffle(volumes, self.patch_size) for volumes in (z_t, images))
         down, mid = None, None
         if self.controlnet is not None:
-            images = F.pixel_unshuffle(images, self.patch_size)
             down, mid = self.controlnet(z_t, timestep, images, class_labels=labels)
         output = self.unet(
             z_t,
@@ -124,7 +132,18 @@ class ForecastNetwork(nn.Module):
             down_block_additional_residuals=down,
             mid_block_additional_residual=mid,
         )
+        if self.local is not None:
+            volumes = [self._by_slice(x) for x in (z_t, output, images)]
+            output = output + self._as_channels(self.local(*volumes, timestep))
         return F.pixel_shuffle(output, self.patch_size)
+
+    def _by_slice(self, x: Tensor) -> Tensor:
+        """(B, C*S*p*p, h, w), as patches are folded, -> (B, C*p*p, S, h, w)."""
+        return x.unflatten(1, (-1, self.num_slices, self.patch_size**2)).transpose(2, 3).flatten(1, 2)
+
+    def _as_channels(self, x: Tensor) -> Tensor:
+        """Inverse of `_by_slice`."""
+        return x.unflatten(1, (-1, self.patch_size**2)).transpose(2, 3).flatten(1, 3)
 
     def __prepare_scriptable__(self) -> nn.Module:
         """MONAI's two nets cannot be scripted: `torch.jit.script` of this network yields a trace."""
@@ -132,6 +151,42 @@ class ForecastNetwork(nn.Module):
         example = torch.zeros(1, self.outcome_channels + self.image_channels + 2, side, side)
         example = example.to(next(self.parameters()).device)
         return _Traced(torch.jit.trace(self.eval(), example, check_trace=False))
+
+
+class LocalPath(nn.Module):
+    """A few 3D convolutions around the UNet, the same in every slice: what neighbouring voxels say about each other.
+
+    In z_t the voxels of one lesion vouch for each other, and FLAIR of a year ago is the best guess of FLAIR today. Both are
+    local and alike everywhere, but a 2D network with slices as channels must learn them anew for each slice, and
+    carry every voxel through the width of its first level. The added function starts as zero, and so does what the
+    images say to it.
+
+    Args:
+        outcome_channels: contrasts denoised, patches folded in.
+        image_channels: contrasts of the images, patches folded in.
+        channels: width.
+    """
+
+    def __init__(self, outcome_channels: int, image_channels: int, channels: int) -> None:
+        super().__init__()
+        in_plane = dict(kernel_size=(1, 3, 3), padding=(0, 1, 1))
+        self.level = nn.Sequential(nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, 2 * channels))
+        self.outcome = nn.Conv3d(2 * outcome_channels, channels, **in_plane)
+        self.images = nn.Conv3d(image_channels, channels, **in_plane)
+        self.across = nn.Conv3d(channels, channels, kernel_size=3, padding=1)
+        self.out = nn.Conv3d(channels, outcome_channels, **in_plane)
+        for layer in (self.images, self.out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, z_t: Tensor, guess: Tensor, images: Tensor, timestep: Tensor) -> Tensor:
+        """(B, outcome_channels, S, h, w) to add to the UNet's output `guess`; all volumes are (B, channels, S, h, w)."""
+        level = self.level(get_timestep_embedding(timestep, self.level[0].in_features))
+        scale, shift = level[:, :, None, None, None].chunk(2, dim=1)
+        outcome = torch.cat([z_t, guess], dim=1).contiguous(memory_format=torch.channels_last_3d)  # faster on a CPU
+        features = self.outcome(outcome) + self.images(images.contiguous(memory_format=torch.channels_last_3d))
+        features = F.silu(features * (1 + scale) + shift)
+        return self.out(F.silu(features + self.across(features)))
 
 
 def lesion_loads(images: Tensor, num_contrasts: int) -> Tensor:

@@ -5,7 +5,9 @@ saved is therefore short (weights, their average, optimiser, counters) and an in
 the CPU to an unbroken one, and n processes train the same weights as one with the same global batch.
 """
 
+import math
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterator
@@ -29,6 +31,7 @@ from bundle.losses import DenoisingLoss
 from bundle.networks import ForecastNetwork
 from bundle.randomness import Streams, seed_of
 from bundle.slabs import fold_slices
+
 
 def rank_and_world() -> tuple[int, int]:
     """This process's rank and how many there are; (0, 1) outside torchrun."""
@@ -200,18 +203,24 @@ def pick_device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def trainable(network: nn.Module) -> list[nn.Parameter]:
-    """The parameters that are not frozen."""
-    return [p for p in network.parameters() if p.requires_grad]
+def parameter_groups(network: nn.Module, local_learning_rate: float) -> list[dict[str, Any]]:
+    """What an optimiser is to train, frozen parameters left out; the `LocalPath`, if there is one, at its own rate."""
+    trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+    local = [parameter for name, parameter in trained if "local." in name]
+    rest = [parameter for name, parameter in trained if "local." not in name]
+    return [{"params": rest}] + ([{"params": local, "lr": local_learning_rate}] if local else [])
 
 
 def warmup_cosine(optimizer: Optimizer, num_warmup: int, num_epochs: int, epoch_length: int) -> LRScheduler:
     """Learning rate up linearly over `num_warmup` iterations, then down a half cosine to a hundredth of its peak."""
-    lowest = optimizer.param_groups[0]["lr"] / 100
-    up = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / num_warmup, total_iters=num_warmup)
-    num_down = max(1, num_epochs * epoch_length - num_warmup)
-    down = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_down, eta_min=lowest)
-    return torch.optim.lr_scheduler.SequentialLR(optimizer, [up, down], [num_warmup])
+
+    def share_of_peak(iteration: int) -> float:
+        if iteration < num_warmup:
+            return (iteration + 1) / num_warmup
+        progress = (iteration - num_warmup) / max(1, num_epochs * epoch_length - num_warmup)
+        return 0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_peak)
 
 
 def freeze_unet(network: ForecastNetwork) -> ForecastNetwork:
@@ -241,18 +250,28 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        bare(network).load_state_dict(state)
     except FileNotFoundError:
         raise InputError("no weights there", "train some or give their path with --weights", file=path) from None
-    except RuntimeError as error:
-        if "state_dict" not in str(error):
-            raise InputError("not a file of weights", "give a file written by training", file=path) from error
+    except Exception as error:  # unpickling fails in many ways on what is not a file of weights
+        raise InputError("not a file of weights", "give a file written by training", file=path) from error
+    with same_architecture(path):
+        bare(network).load_state_dict(state)
+    return network
+
+
+@contextmanager
+def same_architecture(path: str | Path) -> Iterator[None]:
+    """What is loaded inside comes from `path` and must fit.
+
+    Raises:
+        InputError: it does not.
+    """
+    try:
+        yield
+    except (RuntimeError, KeyError, TypeError, AttributeError, ValueError) as error:  # how torch refuses a state
         raise InputError(
             "weights of another architecture", "run with the configuration they were trained with", file=path
         ) from error
-    except Exception as error:  # unpickling fails in many ways on what is not a file of weights
-        raise InputError("not a file of weights", "give a file written by training", file=path) from error
-    return network
 
 
 class Checkpoints:
@@ -263,7 +282,7 @@ class Checkpoints:
         stage: name of the stage; the files are `<stage>_last.pt` (to resume) and `<stage>_best.pt` (weights alone).
         network, average, optimizer, lr_schedule: what is saved.
         evaluator: validates; its key metric says which weights are best (higher is better). None: the last are.
-        start_from: `_last.pt` of an earlier stage, whose averaged UNet is taken when this stage starts afresh.
+        start_from: `_last.pt` of an earlier stage, whose averaged weights are taken when this stage starts afresh.
     """
 
     def __init__(
@@ -294,22 +313,25 @@ class Checkpoints:
     def resume(self, engine: Engine) -> None:
         if self.last.exists():
             saved = torch.load(self.last, map_location="cpu", weights_only=True)
-            for name, target in self.objects.items():
-                target.load_state_dict(saved[name])
+            with same_architecture(self.last):
+                for name, target in self.objects.items():
+                    target.load_state_dict(saved[name])
             engine.state.iteration, engine.state.epoch = saved["iteration"], saved["epoch"]
             self.best_score = saved["best_score"]
         elif self.start_from is not None:
-            self.take_unet(self.start_from)
+            self.take_weights(self.start_from)
         engine.state.dataloader.batch_sampler.start = engine.state.iteration
 
-    def take_unet(self, path: str | Path) -> None:
+    def take_weights(self, path: str | Path) -> None:
+        """All that an earlier stage has trained; the ControlNet starts from its UNet."""
         if not Path(path).exists():
-            raise InputError("no trained UNet there", "run pretraining first", file=path)
+            raise InputError("no weights of stage 1 there", "run pretraining first", file=path)
         average = torch.load(path, map_location="cpu", weights_only=True)["average"]
-        prefix = "module.unet."
-        unet = {name.removeprefix(prefix): value for name, value in average.items() if name.startswith(prefix)}
+        prefix = "module."
+        trained = {name.removeprefix(prefix): value for name, value in average.items() if name.startswith(prefix)}
         for network in (self.objects["network"], self.objects["average"].module):
-            network.unet.load_state_dict(unet)
+            with same_architecture(path):
+                network.load_state_dict(network.state_dict() | trained)
             network.start_control_from_unet()
 
     def save(self, engine: Engine) -> None:

@@ -45,9 +45,40 @@ def test_paper_scale_has_six_levels_with_attention_at_16_and_8():
 
 
 @pytest.mark.parametrize("patch_size", [1, 2])
-def test_a_fresh_controlnet_changes_nothing(patch_size):
-    network = tiny(patch_size=patch_size)
+def test_a_fresh_local_path_changes_nothing(patch_size):
+    network, x = tiny(patch_size=patch_size, local_channels=8), one_tensor()
     torch.nn.init.normal_(network.unet.out[-1].conv.weight)
+    with_local = network(x)
+    network.local = None
+    assert with_local.abs().max() > 0
+    torch.testing.assert_close(network(x), with_local, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_the_local_path_sees_neighbours_only_and_treats_all_slices_alike(patch_size):
+    """Alone (a UNet that says 0), a voxel moves its neighbours' outputs, in the same way in each slice and contrast's place."""
+    network = tiny(patch_size=patch_size, local_channels=8, num_slices=9, with_control=False)
+    randomise(network.local)
+    for parameter in network.unet.out[-1].parameters():
+        torch.nn.init.zeros_(parameter)
+    x = torch.zeros(1, 2 * 9 + 7 * 9 + 2, 32, 32)
+    quiet, moved = network(x), {}
+    for place in (3, 5):  # slices far enough from the edge
+        touched = x.clone()
+        touched[0, 9 + place, 16, 16] = 1  # in the mask, the second contrast
+        moved[place] = (network(touched) - quiet)[0].unflatten(0, (2, 9))  # (2, 9, 32, 32)
+    torch.testing.assert_close(moved[3][:, 2:5], moved[5][:, 4:7])
+    reached = moved[3].abs() > 1e-6
+    assert reached[:, 2:5].flatten(2).any(2).all() and not reached[:, [0, 1, 5, 6, 7, 8]].any()
+    rows = reached.any(0).any(0).any(1).nonzero()
+    assert rows.max() - rows.min() < 7 * patch_size and rows.min() < 16 < rows.max()
+
+
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_a_fresh_controlnet_changes_nothing(patch_size):
+    network = tiny(patch_size=patch_size, local_channels=8)
+    for layer in (network.unet.out[-1].conv, network.local.out):
+        torch.nn.init.normal_(layer.weight)
     x = one_tensor()
     with_control = network(x)
     network.controlnet = None
@@ -66,7 +97,7 @@ def test_the_controlnet_starts_as_a_copy_of_the_encoder():
 
 
 def test_everything_in_the_input_is_read():
-    network, x = randomise(tiny()), one_tensor()
+    network, x = randomise(tiny(local_channels=8)), one_tensor()
     y = network(x)
     assert y.shape == (2, 6, 16, 16)
     for channel, value in [(0, 1.0), (6, 1.0), (26, 1.0), (27, 2.0), (28, 5.0)]:  # z_t, images, log-SNR, arm
@@ -76,7 +107,7 @@ def test_everything_in_the_input_is_read():
 
 
 def test_without_control_the_images_are_not_read():
-    network, x = randomise(tiny(with_control=False)), one_tensor()
+    network, x = randomise(tiny(with_control=False, local_channels=8)), one_tensor()
     other = x.clone()
     other[:, 6:27] = 0
     assert torch.equal(network(other), network(x))
@@ -94,6 +125,6 @@ def test_the_embedding_resolves_a_tenth_of_log_snr_everywhere():
 
 
 def test_scripting_yields_a_trace_that_agrees_on_other_batches():
-    network = randomise(tiny(patch_size=2))
+    network = randomise(tiny(patch_size=2, local_channels=8, with_loads=True))
     x = one_tensor(batch=3, side=16, logsnr=-2.5, arm=6.0)
     torch.testing.assert_close(torch.jit.script(network)(x), network(x))
