@@ -82,45 +82,25 @@ class Denoiser(nn.Module):
 
 @dataclass(frozen=True)
 class GuidedDenoiser:
-    """Classifier-free guidance, uncond + w (cond - uncond) (Ho & Salimans 2022, with w = 1 for no guidance).
+    """Classifier-free guidance with a scale for the images and one for the arm.
+
+    x0 = null + w_i (images - null) + w_a (both - images): the arm's effect is taken given the images (Brooks et al. 2023,
+    InstructPix2Pix, eq. 3). With both scales w it is the joint guidance null + w (both - null) of Ho & Salimans 2022,
+    with w = 1 for none. Only what has a part in the sum is computed: one call without guidance, two with joint
+    guidance or with one scale at 1, else three.
 
     Args:
         denoise: the conditional denoiser.
-        guidance_scale: w of arm and images together. At w = 1 the denoiser is called once, else twice.
+        guidance_scale: w_i.
+        arm_guidance_scale: w_a; as the images' if not given.
     """
 
     denoise: Denoise
     guidance_scale: float = 1.0
+    arm_guidance_scale: float | None = None
 
     def __call__(self, z_t: Tensor, logsnr: Tensor, condition: Condition) -> Tensor:
-        conditional = self.denoise(z_t, logsnr, condition)
-        if self.guidance_scale == 1:
-            return conditional
-        unconditional = self.denoise(z_t, logsnr, condition.null())
-        return torch.lerp(unconditional, conditional, self.guidance_scale)
-
-
-@dataclass(frozen=True)
-class SeparatelyGuidedDenoiser:
-    """Guidance with a scale for the images and one for the arm: null + w_i (images - null) + w_a (both - images).
-
-    The arm's effect is taken given the images (Brooks et al. 2023, InstructPix2Pix, eq. 3). Both scales 1 is
-    no guidance; three calls otherwise.
-
-    Args:
-        denoise: the conditional denoiser.
-        image_scale: w_i.
-        arm_scale: w_a.
-    """
-
-    denoise: Denoise
-    image_scale: float = 1.0
-    arm_scale: float = 1.0
-
-    def __call__(self, z_t: Tensor, logsnr: Tensor, condition: Condition) -> Tensor:
-        both = self.denoise(z_t, logsnr, condition)
-        if self.image_scale == self.arm_scale == 1:
-            return both
-        images = self.denoise(z_t, logsnr, condition.null(images=False))
-        null = self.denoise(z_t, logsnr, condition.null())
-        return null + self.image_scale * (images - null) + self.arm_scale * (both - images)
+        of_images = self.guidance_scale
+        of_arm = of_images if self.arm_guidance_scale is None else self.arm_guidance_scale
+        parts = [(of_arm, condition), (of_images - of_arm, condition.null(images=False)), (1 - of_images, condition.null())]
+        return sum(share * self.denoise(z_t, logsnr, known) for share, known in parts if share)

@@ -48,7 +48,8 @@ class EnsembleInferer(Inferer):
         schedule, grid, sampler, prediction: the reverse process (see the modules of these names).
         num_members: ensemble size K.
         num_steps: reverse steps, each one network call (two with guidance).
-        guidance_scale: 1 keeps probabilities calibrated; more sharpens samples.
+        guidance_scale, arm_guidance_scale: of images and arm (by default the same), see
+            `bundle.denoiser.GuidedDenoiser`; 1 keeps probabilities calibrated, more sharpens samples.
         foreground_weight: the loss weight of lesion voxels in training, see `bundle.denoiser.Denoiser`.
         seed: with the case's id and the member's number it makes the member's noise.
         member_batch: members a network call; halved when the device's memory is exceeded.
@@ -68,6 +69,7 @@ class EnsembleInferer(Inferer):
         num_members: int = 20,
         num_steps: int = 20,
         guidance_scale: float = 1.0,
+        arm_guidance_scale: float | None = None,
         foreground_weight: float = 10.0,
         seed: int = 0,
         member_batch: int = 10,
@@ -79,10 +81,13 @@ class EnsembleInferer(Inferer):
                 raise InputError(f"{name}={value} is not a whole number of at least 1", f"correct --{name}")
         if not isinstance(seed, Integral):
             raise InputError(f"seed={seed} is not a whole number", "correct --seed")
-        if not isinstance(guidance_scale, Real) or not math.isfinite(guidance_scale):
-            raise InputError(f"guidance_scale={guidance_scale} is not a number", "correct --guidance_scale")
+        arm_guidance_scale = guidance_scale if arm_guidance_scale is None else arm_guidance_scale
+        for name, value in dict(guidance_scale=guidance_scale, arm_guidance_scale=arm_guidance_scale).items():
+            if not isinstance(value, Real) or not math.isfinite(value):
+                raise InputError(f"{name}={value} is not a number", f"correct --{name}")
         self.schedule, self.grid, self.sampler, self.prediction = schedule, grid, sampler, prediction
-        self.num_members, self.num_steps, self.guidance_scale = num_members, num_steps, guidance_scale
+        self.num_members, self.num_steps = num_members, num_steps
+        self.guidance_scale, self.arm_guidance_scale = guidance_scale, arm_guidance_scale
         self.foreground_weight, self.seed, self.member_batch = foreground_weight, seed, member_batch
         self.amp, self.progress = amp, progress
 
@@ -99,9 +104,8 @@ class EnsembleInferer(Inferer):
         """
         cases = case_names(inputs)
         images = inputs.as_subclass(Tensor).float()  # a MetaTensor slows every operation
-        denoise = GuidedDenoiser(
-            Denoiser(network.eval(), self.prediction, self.foreground_weight), self.guidance_scale
-        )
+        denoiser = Denoiser(network.eval(), self.prediction, self.foreground_weight)
+        denoise = GuidedDenoiser(denoiser, self.guidance_scale, self.arm_guidance_scale)
         return torch.stack([self.members(denoise, image[None], case) for image, case in zip(images, cases)])
 
     def members(self, denoise: Denoise, image: Tensor, case: str) -> Tensor:

@@ -87,7 +87,7 @@ class WriteForecastd(MapTransform):
             have been restored with it.
         output_dir: gets a folder per case.
         weights: file of the network's weights, told by its sha256.
-        seed, num_steps, guidance_scale: how the members were sampled, told in the report.
+        seed, num_steps, guidance_scale, arm_guidance_scale: how the members were sampled, told in the report.
 
     Files: <output_dir>/<case>/<case>_desc-net2_{probseg.nii.gz,mask.nii.gz,forecast.json,forecast.png}; earlier ones
     are replaced.
@@ -106,11 +106,17 @@ class WriteForecastd(MapTransform):
         seed: int = 0,
         num_steps: int = 0,
         guidance_scale: float = 1.0,
+        arm_guidance_scale: float = 1.0,
     ) -> None:
         super().__init__(keys)
         self.output_dir = Path(output_dir)
         self.weights = weights
-        self.settings = {"seed": seed, "num_steps": num_steps, "guidance_scale": guidance_scale}
+        self.settings = {
+            "seed": seed,
+            "num_steps": num_steps,
+            "guidance_scale": guidance_scale,
+            "arm_guidance_scale": arm_guidance_scale,
+        }
         check_writable(self.output_dir)
 
     @cached_property

@@ -37,25 +37,29 @@ from bundle.randomness import Streams
 from bundle.samplers import DPMSolverPP2M
 from bundle.schedules import InterpolatedCosine, LogSNRUniformGrid, alpha_sigma
 from bundle.slabs import fold_slices
+from bundle.training import parameter_groups, warmup_cosine
 
-LITE = dict(channels=(64, 96, 160), attention_levels=(False, False, True), num_res_blocks=1, num_head_channels=32,
+WIDE = dict(channels=(64, 96, 160), attention_levels=(False, False, True), num_res_blocks=1, num_head_channels=32,
             patch_size=2, conditioning_channels=96)  # fmt: skip
-NARROW = LITE | dict(channels=(32, 64, 96, 128), attention_levels=(False, False, False, True), patch_size=1,
+NARROW = WIDE | dict(channels=(32, 64, 96, 128), attention_levels=(False, False, False, True), patch_size=1,
                      conditioning_channels=32)  # fmt: skip
+SHIPPED = WIDE | dict(local_channels=32, with_loads=True)
 X0, EPS, V = X0Prediction(), EpsPrediction(), VPrediction()
 BLEND, BINARY = PreconditionedPrediction(), BinaryPrediction()
-# name: network, prediction of FLAIR and NET2, floor of the min-SNR weight
+TENFOLD = dict(weighting=MinSNR(floor=0.2), foreground_weight=10.0)
+# name: network, prediction of FLAIR and NET2, loss
 VARIANTS = {
-    "blend+binary": (LITE, (BLEND, BINARY), 0.2),
-    "x0+binary": (LITE, (X0, BINARY), 0.2),
-    "x0": (LITE, (X0, X0), 0.2),
-    "v": (LITE, (V, V), 0.2),
-    "eps": (LITE, (EPS, EPS), 0.2),
-    "v+binary": (LITE, (V, BINARY), 0.2),
-    "x0+binary, no floor": (LITE, (X0, BINARY), 0.0),
-    "x0+binary, narrow": (NARROW, (X0, BINARY), 0.2),
-    "x0, narrow": (NARROW, (X0, X0), 0.2),
-    "v, narrow": (NARROW, (V, V), 0.2),
+    "shipped": (SHIPPED, (BLEND, BINARY), dict(weighting=MinSNR(floor=1), foreground_weight=1.0, contrast_weights=(1, 300))),
+    "blend+binary": (WIDE, (BLEND, BINARY), TENFOLD),
+    "x0+binary": (WIDE, (X0, BINARY), TENFOLD),
+    "x0": (WIDE, (X0, X0), TENFOLD),
+    "v": (WIDE, (V, V), TENFOLD),
+    "eps": (WIDE, (EPS, EPS), TENFOLD),
+    "v+binary": (WIDE, (V, BINARY), TENFOLD),
+    "x0+binary, no floor": (WIDE, (X0, BINARY), TENFOLD | dict(weighting=MinSNR())),
+    "x0+binary, narrow": (NARROW, (X0, BINARY), TENFOLD),
+    "x0, narrow": (NARROW, (X0, X0), TENFOLD),
+    "v, narrow": (NARROW, (V, V), TENFOLD),
 }
 LEVELS = (-12.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
 
@@ -87,26 +91,27 @@ def run(
             file.flush()
 
 
-def measure(architecture, predictions, floor, schedule, image, target, iterations, seed, name):
+def measure(architecture, predictions, loss_settings, schedule, image, target, iterations, seed, name):
     """Rows (measure, logsnr, value, best_constant) of one variant."""
     torch.manual_seed(seed)
     network = ForecastNetwork(**architecture)
-    denoiser = Denoiser(network, ContrastwisePrediction(predictions))
-    loss = DenoisingLoss(schedule, MinSNR(floor=floor))
+    loss = DenoisingLoss(schedule, **loss_settings)
+    denoiser = Denoiser(network, ContrastwisePrediction(predictions), loss.foreground_weight)
     x0, condition = fold_slices(target), condition_of(image)
-    optimizer = torch.optim.AdamW(network.parameters(), 5e-4)
+    optimizer = torch.optim.AdamW(parameter_groups(network, local_learning_rate=4e-3), 5e-4)
+    lr_schedule = warmup_cosine(optimizer, 50, num_epochs=1, epoch_length=iterations)
     started = time.perf_counter()
     for iteration in trange(iterations, desc=name):
-        optimizer.param_groups[0]["lr"] = 5e-4 * min(1, (iteration + 1) / 50, 4 * (1 - iteration / iterations))
         with torch.autocast("cpu", torch.bfloat16):
             losses = loss(denoiser, x0, condition, Streams.for_batch(seed, iteration, range(len(x0)), len(x0)))
         optimizer.zero_grad()
         losses.mean().backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
+        lr_schedule.step()
     yield "seconds_per_iteration", "", (time.perf_counter() - started) / iterations, ""
     yield from denoising_errors(denoiser.eval(), x0, condition, seed)
-    yield "dice_of_members", "", member_dice(network, denoiser.prediction, schedule, image, target, seed), ""
+    yield "dice_of_members", "", member_dice(denoiser, schedule, image, target, seed), ""
 
 
 @torch.inference_mode()
@@ -132,12 +137,13 @@ def denoising_errors(denoiser: Denoiser, x0, condition: Condition, seed: int):
             yield measure_name, logsnr, value.item(), constants[measure_name].item()
 
 
-def member_dice(network, prediction, schedule, image, target, seed: int, num_members: int = 4) -> float:
+def member_dice(denoiser: Denoiser, schedule, image, target, seed: int, num_members: int = 4) -> float:
     """Dice of members with their patient's outcome, mean over members and patients."""
     inferer = EnsembleInferer(
-        schedule, LogSNRUniformGrid(-12, 10), DPMSolverPP2M(), prediction, num_members, seed=seed, progress=False
-    )
-    members = inferer(image, network) > 0.5  # (B, K, H, W, S)
+        schedule, LogSNRUniformGrid(-12, 10), DPMSolverPP2M(), denoiser.prediction, num_members, seed=seed,
+        foreground_weight=denoiser.foreground_weight, progress=False,
+    )  # fmt: skip
+    members = inferer(image, denoiser.network) > 0.5  # (B, K, H, W, S)
     truth = (target[:, -1:] > 0).expand_as(members)
     overlap = (members & truth).flatten(2).sum(2)
     return (2 * overlap / (members.flatten(2).sum(2) + truth.flatten(2).sum(2))).mean().item()

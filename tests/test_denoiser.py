@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from bundle.arms import NULL_ARM
-from bundle.denoiser import Condition, Denoiser, GuidedDenoiser, SeparatelyGuidedDenoiser, unweight_foreground
+from bundle.denoiser import Condition, Denoiser, GuidedDenoiser, unweight_foreground
 from bundle.prediction import BinaryPrediction, X0Prediction
 
 
@@ -31,17 +31,20 @@ def test_null_drops_what_is_asked_and_nothing_else(condition):
     assert torch.equal(condition.null(arm=False).arm, condition.arm)
 
 
-@pytest.mark.parametrize("scale, value, calls", [(1, 12, 1), (0, 1, 2), (2, 23, 2)])
+@pytest.mark.parametrize("scale, value, calls", [(1, 12, 1), (0, 1, 1), (2, 23, 2)])
 def test_joint_guidance(condition, scale, value, calls):
     spy, z = Spy(), torch.zeros(2, 3, 4, 4)
     x0 = GuidedDenoiser(spy, scale)(z, torch.zeros(2), condition)
     assert (x0 == value).all() and spy.calls == calls
 
 
-@pytest.mark.parametrize("images, arm, value, calls", [(1, 1, 12, 1), (3, 1, 14, 3), (1, 3, 32, 3), (0, 0, 1, 3)])
+@pytest.mark.parametrize(
+    "images, arm, value, calls", [(1, 1, 12, 1), (3, 1, 14, 3), (1, 3, 32, 2), (2, 3, 33, 3), (1, 0, 2, 1), (0, 0, 1, 1)]
+)
 def test_separate_guidance(condition, images, arm, value, calls):
+    """Of 1, the images add 1 and the arm 10."""
     spy, z = Spy(), torch.zeros(2, 3, 4, 4)
-    x0 = SeparatelyGuidedDenoiser(spy, images, arm)(z, torch.zeros(2), condition)
+    x0 = GuidedDenoiser(spy, images, arm)(z, torch.zeros(2), condition)
     assert (x0 == value).all() and spy.calls == calls
 
 
