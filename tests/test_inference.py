@@ -99,12 +99,17 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_batch(forecast, forecas
 
 
 def test_other_seeds_arms_and_guidance_give_other_forecasts(forecast, forecast_of_one, patient, tmp_path):
-    changes = {"seed": {"seed": 1}, "arm": {"arm": "unknown"}, "guidance": {"guidance_scale": 2}, "of the arm": {"arm_guidance_scale": 3}}
+    changes = {
+        "seed": {"seed": 1},
+        "arm": {"arm": "unknown"},
+        "guidance": {"guidance_scale": 2},
+        "guidance of the arm": {"arm_guidance_scale": 3},
+    }
     maps = [file_of(forecast_of_one, patient.id, "probseg.nii.gz").read_bytes()]
     for name, change in changes.items():
         folder = forecast(tmp_path / name, case=patient.id, **change)
         maps.append(file_of(folder, patient.id, "probseg.nii.gz").read_bytes())
-    assert len(set(maps)) == 4
+    assert len(set(maps)) == 5
     assert report(tmp_path / "seed", patient.id)["seed"] == 1
     assert report(tmp_path / "arm", patient.id)["arm"] == "unknown"
     assert report(tmp_path / "guidance", patient.id)["guidance_scale"] == 2
