@@ -10,7 +10,7 @@ import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -254,6 +254,8 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
         raise InputError("no weights there", "train some or give their path with --weights", file=path) from None
     except Exception as error:  # unpickling fails in many ways on what is not a file of weights
         raise InputError("not a file of weights", "give a file written by training", file=path) from error
+    if not isinstance(state, Mapping):
+        raise InputError("not a file of weights", "give a file written by training", file=path)
     with same_architecture(path):
         bare(network).load_state_dict(state)
     return network
