@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bundle.arms import CLASSES, NULL_ARM
+from bundle.schedules import alpha_sigma, expand_to
 
 
 def logsnr_to_timestep(logsnr: Tensor) -> Tensor:
@@ -87,7 +88,7 @@ class ForecastNetwork(nn.Module):
             self.unet.class_embedding = ArmAndLoads(image_contrasts, self.unet.class_embedding)
         self.local = None
         if local_channels:
-            self.local = LocalPath(outcome_contrasts * patch_size**2, image_contrasts * patch_size**2, local_channels)
+            self.local = LocalPath(outcome_contrasts, image_contrasts, local_channels)
         self.controlnet = None
         if with_control:
             self.controlnet = ControlNet(
@@ -113,7 +114,8 @@ class ForecastNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         z_t, images, planes = x.split([self.outcome_channels, self.image_channels, 2], dim=1)
-        timestep = logsnr_to_timestep(planes[:, 0, 0, 0])  # (B,)
+        logsnr = planes[:, 0, 0, 0]  # (B,)
+        timestep = logsnr_to_timestep(logsnr)
         arm = planes[:, 1, 0, 0].round().long()  # (B,)
         arm = torch.where((arm >= 0) & (arm < NULL_ARM), arm, NULL_ARM)  # what names no arm is unknown
         if self.controlnet is None:
@@ -121,29 +123,23 @@ class ForecastNetwork(nn.Module):
         labels = arm
         if self.with_loads:
             labels = torch.cat([arm[:, None], lesion_loads(images, self.image_contrasts)], dim=1)
-        z_t, images = (F.pixel_unshuffle(volumes, self.patch_size) for volumes in (z_t, images))
+        patches = F.pixel_unshuffle(z_t, self.patch_size)
         down, mid = None, None
         if self.controlnet is not None:
-            down, mid = self.controlnet(z_t, timestep, images, class_labels=labels)
+            image_patches = F.pixel_unshuffle(images, self.patch_size)
+            down, mid = self.controlnet(patches, timestep, image_patches, class_labels=labels)
         output = self.unet(
-            z_t,
+            patches,
             timestep,
             class_labels=labels,
             down_block_additional_residuals=down,
             mid_block_additional_residual=mid,
         )
+        output = F.pixel_shuffle(output, self.patch_size)
         if self.local is not None:
-            volumes = [self._by_slice(x) for x in (z_t, output, images)]
-            output = output + self._as_channels(self.local(*volumes, timestep))
-        return F.pixel_shuffle(output, self.patch_size)
-
-    def _by_slice(self, x: Tensor) -> Tensor:
-        """(B, C*S*p*p, h, w), as patches are folded, -> (B, C*p*p, S, h, w)."""
-        return x.unflatten(1, (-1, self.num_slices, self.patch_size**2)).transpose(2, 3).flatten(1, 2)
-
-    def _as_channels(self, x: Tensor) -> Tensor:
-        """Inverse of `_by_slice`."""
-        return x.unflatten(1, (-1, self.patch_size**2)).transpose(2, 3).flatten(1, 3)
+            volumes = (x.unflatten(1, (-1, self.num_slices)) for x in (z_t, output, images))
+            output = output + self.local(*volumes, logsnr).flatten(1, 2)
+        return output
 
     def __prepare_scriptable__(self) -> nn.Module:
         """MONAI's two nets cannot be scripted: `torch.jit.script` of this network yields a trace."""
@@ -154,39 +150,43 @@ class ForecastNetwork(nn.Module):
 
 
 class LocalPath(nn.Module):
-    """A few 3D convolutions around the UNet, the same in every slice: what neighbouring voxels say about each other.
+    """Two 3D convolutions around the UNet, the same in every slice: what neighbouring voxels say about each other.
 
     In z_t the voxels of one lesion vouch for each other, and FLAIR of a year ago is the best guess of FLAIR today. Both are
     local and alike everywhere, but a 2D network with slices as channels must learn them anew for each slice, and
-    carry every voxel through the width of its first level. The added function starts as zero, and so does what the
-    images say to it.
+    carry every voxel through the width of its first level. A lesion of one voxel is told from noise by its own
+    neighbours only, so patches are not folded here. The added function starts as zero, and so does what the images say to it.
 
     Args:
-        outcome_channels: contrasts denoised, patches folded in.
-        image_channels: contrasts of the images, patches folded in.
+        outcome_contrasts, image_contrasts: contrasts denoised and read.
         channels: width.
     """
 
-    def __init__(self, outcome_channels: int, image_channels: int, channels: int) -> None:
+    def __init__(self, outcome_contrasts: int, image_contrasts: int, channels: int) -> None:
         super().__init__()
-        in_plane = dict(kernel_size=(1, 3, 3), padding=(0, 1, 1))
-        self.level = nn.Sequential(nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, 2 * channels))
-        self.outcome = nn.Conv3d(2 * outcome_channels, channels, **in_plane)
-        self.images = nn.Conv3d(image_channels, channels, **in_plane)
-        self.across = nn.Conv3d(channels, channels, kernel_size=3, padding=1)
-        self.out = nn.Conv3d(channels, outcome_channels, **in_plane)
+        self.level = nn.Sequential(nn.Linear(32, 64), nn.SiLU(), nn.Linear(64, 2 * channels))
+        self.outcome = nn.Conv3d(4 * outcome_contrasts, channels, kernel_size=3, padding=1)
+        self.images = nn.Conv3d(image_contrasts, channels, kernel_size=(1, 3, 3), padding=(0, 1, 1))
+        self.out = nn.Conv3d(channels, outcome_contrasts, kernel_size=3, padding=1)
         for layer in (self.images, self.out):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, z_t: Tensor, guess: Tensor, images: Tensor, timestep: Tensor) -> Tensor:
-        """(B, outcome_channels, S, h, w) to add to the UNet's output `guess`; all volumes are (B, channels, S, h, w)."""
-        level = self.level(get_timestep_embedding(timestep, self.level[0].in_features))
-        scale, shift = level[:, :, None, None, None].chunk(2, dim=1)
-        outcome = torch.cat([z_t, guess], dim=1).contiguous(memory_format=torch.channels_last_3d)  # faster on a CPU
+    def forward(self, z_t: Tensor, guess: Tensor, images: Tensor, logsnr: Tensor) -> Tensor:
+        """(B, outcome_contrasts, S, H, W) to add to the UNet's output `guess`; volumes are (B, contrasts, S, H, W).
+
+        Of a mask, guess is half the log-odds that all other voxels give a voxel and alpha z_t / sigma^2 what it says of
+        itself (`bundle.prediction.BinaryPrediction`), so that the tanh of both is x0 as known before its neighbours are asked.
+        """
+        alpha, sigma = (expand_to(value, z_t) for value in alpha_sigma(logsnr.float()))
+        evidence = alpha / sigma.square() * z_t
+        x0 = torch.tanh(guess + evidence)
+        level = self.level(get_timestep_embedding(logsnr_to_timestep(logsnr), self.level[0].in_features))
+        scale, shift = (expand_to(value, z_t) for value in level.chunk(2, dim=1))
+        outcome = torch.cat([z_t, guess, evidence.clamp(-4, 4), x0], dim=1)
+        outcome = outcome.contiguous(memory_format=torch.channels_last_3d)  # faster on a CPU
         features = self.outcome(outcome) + self.images(images.contiguous(memory_format=torch.channels_last_3d))
-        features = F.silu(features * (1 + scale) + shift)
-        return self.out(F.silu(features + self.across(features)))
+        return self.out(F.silu(features * (1 + scale) + shift))
 
 
 def lesion_loads(images: Tensor, num_contrasts: int) -> Tensor:

@@ -43,7 +43,7 @@ WIDE = dict(channels=(64, 96, 160), attention_levels=(False, False, True), num_r
             patch_size=2, conditioning_channels=96)  # fmt: skip
 NARROW = WIDE | dict(channels=(32, 64, 96, 128), attention_levels=(False, False, False, True), patch_size=1,
                      conditioning_channels=32)  # fmt: skip
-SHIPPED = WIDE | dict(local_channels=32, with_loads=True)
+SHIPPED = WIDE | dict(local_channels=16, with_loads=True)
 X0, EPS, V = X0Prediction(), EpsPrediction(), VPrediction()
 BLEND, BINARY = PreconditionedPrediction(), BinaryPrediction()
 TENFOLD = dict(weighting=MinSNR(floor=0.2), foreground_weight=10.0)

@@ -14,7 +14,7 @@ RANKS = [
     {"losses", "forecasting", "outputs", "inference"},
     {"training", "validation", "baselines"},
 ]
-WITHIN = {("files", "errors"), ("networks", "arms"), ("metrics", "lesions"), ("simulation", "data")}
+WITHIN = {("files", "errors"), ("networks", "arms"), ("networks", "schedules"), ("metrics", "lesions"), ("simulation", "data")}
 
 
 def modules():
