@@ -2,6 +2,7 @@
 
 import math
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from monai.inferers import Inferer
@@ -90,6 +91,11 @@ class EnsembleInferer(Inferer):
         self.guidance_scale, self.arm_guidance_scale = guidance_scale, arm_guidance_scale
         self.foreground_weight, self.seed, self.member_batch = foreground_weight, seed, member_batch
         self.amp, self.progress = amp, progress
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that members depend on beside patient and weights."""
+        return {name: value for name, value in vars(self).items() if name not in ("member_batch", "progress")}
 
     @torch.inference_mode()
     def __call__(self, inputs: Tensor, network: nn.Module) -> Tensor:

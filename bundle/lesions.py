@@ -96,6 +96,47 @@ class LesionRule:
 
 
 @dataclass(frozen=True)
+class DetectionRule:
+    """When a lesion counts as found by the lesions of another map.
+
+    It is found if they cover more than `alpha` of it, and if those that overlap it most, taken in turn until they make up
+    `gamma` of the overlap, each lie outside all lesions of its map with at most `beta` of their voxels.
+
+    Args:
+        alpha, beta, gamma: shares; these are those of the MSSEG challenges.
+        min_volume_mm3: smaller lesions of either map are left out, as in MSSEG-2.
+
+    References:
+        Commowick et al. 2018, Objective evaluation of multiple sclerosis lesion segmentation, Sci. Rep. 8:13650,
+        methods, "Detection metrics".
+    """
+
+    alpha: float = 0.1
+    beta: float = 0.7
+    gamma: float = 0.65
+    min_volume_mm3: float = 3.0
+
+    def __call__(self, lesions: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """(n,) bool, which of the lesions are found.
+
+        Args:
+            lesions, others: label maps (H, W, S), 0 outside, 1 to n and 1 to m.
+        """
+        n, m = int(lesions.max(initial=0)), int(others.max(initial=0))
+        overlap = np.zeros((n + 1, m + 1))  # voxels by label and other label
+        np.add.at(overlap, (lesions.ravel(), others.ravel()), 1)
+        outside = overlap[0, 1:] / np.maximum(overlap[:, 1:].sum(axis=0), 1)
+        covered = overlap[1:, 1:]
+        found = covered.sum(axis=1) > self.alpha * overlap[1:].sum(axis=1)
+        for index in np.flatnonzero(found):
+            order = np.argsort(-covered[index], kind="stable")
+            shares = covered[index][order].cumsum() / covered[index].sum()
+            needed = order[: int(np.searchsorted(shares, self.gamma)) + 1]
+            found[index] = (outside[needed] <= self.beta).all()
+        return found
+
+
+@dataclass(frozen=True)
 class Lesion:
     """One lesion of a table.
 

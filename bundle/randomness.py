@@ -16,6 +16,14 @@ def seed_of(*keys: str | int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+def digest_of(*parts: object) -> str:
+    """12 hexadecimal digits that tell these parts from others: their bytes, or what they print as."""
+    digest = hashlib.blake2b(digest_size=6)
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else repr(part).encode())
+    return digest.hexdigest()
+
+
 class Streams:
     """Independent streams of random numbers, one a sample, drawn on the CPU so that devices agree.
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from ignite.engine import Engine
 from ignite.metrics import EpochMetric
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 from bundle.denoiser import Denoiser
 from bundle.forecasting import condition_of, one_call_heatmap
-from bundle.metrics import activity_auc, log_skill
+from bundle.metrics import log_skill, roc_auc
 from bundle.randomness import Streams
 from bundle.schedules import Schedule
 
@@ -48,14 +49,26 @@ class ValidationStep:
 
 
 class ActivityAUC(EpochMetric):
-    """`activity_auc` of the expected lesion volume."""
+    """`roc_auc` of the expected lesion volume for "has a new lesion"."""
 
     def __init__(self) -> None:
-        super().__init__(activity_auc, lambda o: (o["expected_volume"], o["active"]), check_compute_fn=False)
+        super().__init__(
+            lambda volume, active: float(roc_auc(_array(volume), _array(active), 1 - _array(active))),
+            lambda o: (o["expected_volume"], o["active"]),
+            check_compute_fn=False,
+        )
 
 
 class LogSkill(EpochMetric):
     """`log_skill` of the heatmap."""
 
     def __init__(self) -> None:
-        super().__init__(log_skill, lambda o: (o["log_loss"], o["lesion_share"]), check_compute_fn=False)
+        super().__init__(
+            lambda log_loss, share: log_skill(_array(log_loss), _array(share)),
+            lambda o: (o["log_loss"], o["lesion_share"]),
+            check_compute_fn=False,
+        )
+
+
+def _array(values: Tensor) -> np.ndarray:
+    return values.double().cpu().numpy()

@@ -12,7 +12,12 @@ RANKS = [
     {"arms", "slabs", "errors", "files", "randomness", "schedules", "prediction", "metrics", "networks", "lesions"},
     {"denoiser", "samplers", "data", "simulation", "figures"},
     {"losses", "forecasting", "outputs", "inference"},
-    {"training", "validation", "baselines"},
+    {"training", "validation", "forecasts"},
+    {"cohort"},
+    {"baselines", "ceilings", "evaluation"},
+    {"tables"},
+    {"charts", "counterfactual"},
+    {"report"},
 ]
 WITHIN = {("files", "errors"), ("networks", "arms"), ("networks", "schedules"), ("metrics", "lesions"), ("simulation", "data")}
 

@@ -52,7 +52,7 @@ def load_split(dataset_dir: str | Path, split: str, datalist: str | Path | None 
 
     Args:
         dataset_dir: a BIDS data set.
-        split: "training", "validation" or "test".
+        split: "training", "validation", "test", or "all" of them.
         datalist: a file of `scripts.make_datalist`; `<dataset_dir>/datalist.json` if not given, which is made, with
             seed 0, if absent. Training needs those of the items whose outcome is known: `with_outcome`.
 
@@ -65,7 +65,8 @@ def load_split(dataset_dir: str | Path, split: str, datalist: str | Path | None 
         write_datalist(make_datalist(root), path)
     try:
         content = json.loads(path.read_text())
-        items = [item | {"image": str(root / item["image"])} for item in content[split]]
+        names = SPLITS if split == "all" else [split]
+        items = [item | {"image": str(root / item["image"])} for name in names for item in content[name]]
         listed = {item["case"] for name in SPLITS for item in content.get(name, ())} | set(content.get("left_out", ()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(

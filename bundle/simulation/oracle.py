@@ -215,28 +215,30 @@ def read_truth(dataset_dir: str | Path, case: str) -> dict:
         ) from error
 
 
-def read_counts(dataset_dir: str | Path, case: str) -> Observation:
-    """What a simulated patient's images show, counts only: quick."""
+def read_counts(dataset_dir: str | Path, case: str, visit: str = "w048") -> Observation:
+    """What a simulated patient's images show up to a visit, counts only: quick."""
     truth = read_truth(dataset_dir, case)
     return Observation(
         num_gd=truth["num_gd_w000"],
         num_t2=truth["num_t2_w000"] - truth["num_gd_w000"],
-        num_net2=len(truth["arms"][truth["arm"]]["net2_w048"]),
+        num_net2=len(truth["arms"][truth["arm"]]["net2_w048"]) if visit == "w048" else None,
     )
 
 
-def read_observation(dataset_dir: str | Path, case: str) -> Observation:
+def read_observation(dataset_dir: str | Path, case: str, visit: str = "w048") -> Observation:
     """Counts, brain and lesions of a simulated patient. The brain is drawn again from the seed, the lesions are read.
 
+    Args:
+        visit: the last one seen. From w000 alone the heatmap is near the best: first-year lesions, unseen, attract too.
+
     Raises:
-        InputError: the case has no truth or no T2 mask at w048.
+        InputError: the case has no truth or no T2 mask at that visit.
     """
     truth = read_truth(dataset_dir, case)
-    file = Path(dataset_dir) / f"derivatives/lesions/{case}/ses-w048/anat/{case}_ses-w048_label-T2lesion_mask.nii.gz"
+    file = Path(dataset_dir) / f"derivatives/lesions/{case}/ses-{visit}/anat/{case}_ses-{visit}_label-T2lesion_mask.nii.gz"
     try:
         lesions = np.asarray(nib.load(file).dataobj) > 0
     except (OSError, EOFError, nib.filebasedimages.ImageFileError) as error:
         raise InputError("no readable T2 lesion mask", "simulate the data set again", case=case, file=file) from error
-    return replace(
-        read_counts(dataset_dir, case), anatomy=patient_anatomy(truth["seed"], truth["index"]), lesions=lesions
-    )
+    counts = read_counts(dataset_dir, case, visit)
+    return replace(counts, anatomy=patient_anatomy(truth["seed"], truth["index"]), lesions=lesions)
