@@ -1,8 +1,9 @@
 """Training that resumes exactly: every random number is a function of (seed, iteration, place in the global batch).
 
-Two stages run through MONAI's `SupervisedTrainer`: the UNet alone, then the ControlNet over the frozen UNet. What is
-saved is therefore short (weights, their average, optimiser, counters) and an interrupted run ends bit-identical on
-the CPU to an unbroken one, and n processes train the same weights as one with the same global batch.
+Two stages run through MONAI's `SupervisedTrainer`: the UNet alone, then with the ControlNet (in the paper over the frozen
+UNet, `freeze_unet`). What is saved is therefore short (weights, their average, optimiser, counters) and an interrupted
+run ends bit-identical on the CPU to an unbroken one, and n processes train the same weights as one with the same global
+batch.
 """
 
 import math
