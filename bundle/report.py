@@ -193,7 +193,7 @@ def _cell(rows: pd.DataFrame) -> str | Markup:
 
 def evaluate(
     evaluation: Evaluation,
-    calibration_split: str | None,
+    calibration_split: str,
     comparison: Evaluation,
     compared_patients: int,
     case: str | None = None,
@@ -203,14 +203,14 @@ def evaluate(
 
     Args:
         evaluation: on the split that the report is about; the report goes to its `output_dir`.
-        calibration_split: on which the model's P(active) is corrected; None leaves that out.
+        calibration_split: on which the model's P(active) is corrected; "none" leaves that out.
         comparison: of treatments, by forecasters from w000 alone.
         compared_patients: so many of its items are used; none if the trial is not a simulated one.
         case: the patient of the figures; if not given the one whose number of new lesions is nearest to 5.
         model: the forecaster whose members are shown.
     """
     calibration = None
-    if calibration_split is not None and model in evaluation.forecasters:
+    if calibration_split != "none" and model in evaluation.forecasters:
         items = with_outcome(load_split(evaluation.dataset_dir, calibration_split))
         calibration = replace(evaluation, items=items, forecasters={model: evaluation.forecasters[model]})
     comparison = _first(comparison, compared_patients)
@@ -222,8 +222,11 @@ def evaluate(
     if rank == 0:
         scores = evaluation.scores()
         if calibration is not None:
-            correct = Recalibration(calibration.scores()[model])
-            scores[f"{model}, recalibrated"] = correct(scores[model])
+            known = calibration.scores()[model]
+            if 0 < known.active.sum() < len(known.cases):
+                scores[f"{model}, recalibrated"] = Recalibration(known)(scores[model])
+            else:
+                print(f"not recalibrated: the patients of {calibration_split!r} are all alike")
         tables = all_tables(scores)
         tables |= _effects(comparison)
         figures = _figures(evaluation, scores, tables, case, model)

@@ -103,7 +103,7 @@ def test_truth_reaches_the_perfect_score(evaluated):
 
 def test_the_oracle_as_a_forecaster_reaches_the_ceiling(run, tmp_path):
     fed = {"registry#regression": {"_target_": "bundle.ceilings.BestPossible"}}
-    folder = run(tmp_path, forecasters=["regression"], calibration_split=None, **fed)
+    folder = run(tmp_path, forecasters=["regression"], calibration_split="none", **fed)
     for name in TABLES[:-1]:
         table = rows(folder, name, forecaster="regression")
         assert len(table) and np.allclose(table.gap_closed.dropna(), 1), name
@@ -137,7 +137,7 @@ def command(trial, tiny_weights, tmp_path):
         settings = {name: FEW[name] for name in ("num_members", "num_steps", "split", "compared_patients")}
         return start_bundle(
             "evaluating", f"['configs/evaluate.json','{overlay}']", launcher,
-            **settings | dict(dataset_dir=trial, weights=tiny_weights, output_dir=output_dir, calibration_split=None),
+            **settings | dict(dataset_dir=trial, weights=tiny_weights, output_dir=output_dir, calibration_split="none"),
             **overrides,
         )  # fmt: skip
 
@@ -161,7 +161,8 @@ def test_killed_it_goes_on_where_it_was_and_two_processes_find_the_same(command,
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert len(done) >= 20 and not (tmp_path / "one" / "report.html").exists()
-    assert finish(command(tmp_path / "one"))[0] == 0
+    code, output = finish(command(tmp_path / "one"))
+    assert code == 0, output
     after = made(tmp_path / "one")
     assert all(after[path] == when for path, when in done.items()) and len(after) > len(done)
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")
