@@ -165,7 +165,7 @@ def reliability(scores: Mapping[str, Scores]) -> Figure:
 
 
 def convergence(table: pd.DataFrame) -> Figure:
-    """Figures of merit over the size of the ensemble (`bundle.tables.members_table`), for all patients."""
+    """Figures of merit over the size of the ensemble (`bundle.tables.members_table`), for all patients; a line where they settle."""
     table = table[table.arm == ALL]
     names = list(dict.fromkeys(table.metric))
     figure = Figure(figsize=(2.9 * max(len(names), 1), 3.2), layout="constrained")
@@ -174,6 +174,9 @@ def convergence(table: pd.DataFrame) -> Figure:
         for name, rows in table[table.metric == metric].groupby("forecaster"):
             axis.plot(rows.members, rows.value, marker="o", ms=3, color=colour(name), label=name)
             axis.fill_between(rows.members, rows.ci_low, rows.ci_high, color=colour(name), alpha=0.15, lw=0)
+            for enough in rows.members[rows.settled][:1]:
+                axis.axvline(enough, color=colour(name), lw=1, ls=":")
+                axis.annotate(f"{enough}", (enough, 1), xycoords=("data", "axes fraction"), va="top", fontsize=8)
         axis.set(title=metric, xlabel="members", xscale="log")
         axis.title.set_fontsize(9)
         axis.xaxis.set_major_formatter(ScalarFormatter())

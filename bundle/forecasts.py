@@ -1,5 +1,6 @@
 """What every forecaster says of a patient, be it the model, a baseline or the oracle: one form, scored in one way."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -118,6 +119,12 @@ class Diffusion:
         weights = [value.cpu().float().numpy().tobytes() for value in network.state_dict().values()]
         self.key = f"diffusion, {digest_of(*weights)}, {inferer.settings}, {rule}"
         self.device = next(network.parameters()).device
+
+    def with_members(self, num_members: int) -> "Diffusion":
+        """The same with ensembles of another size; as many members as both have are the same."""
+        inferer = copy.copy(self.inferer)
+        inferer.num_members = num_members
+        return Diffusion(self.network, inferer, self.rule)
 
     def __call__(self, patient: Patient) -> Sequence[Forecast]:
         image = MetaTensor(patient.image[None].clone(), meta={"case": patient.case}).to(self.device)

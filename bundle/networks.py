@@ -155,22 +155,34 @@ class LocalPath(nn.Module):
     In z_t the voxels of one lesion vouch for each other, and FLAIR of a year ago is the best guess of FLAIR today. Both are
     local and alike everywhere, but a 2D network with slices as channels must learn them anew for each slice, and
     carry every voxel through the width of its first level. A lesion of one voxel is told from noise by its own
-    neighbours only, so patches are not folded here. The added function starts as zero, and so does what the images say to it.
+    neighbours only, so patches are not folded here.
+
+    Of the mask, the last contrast, the second convolution gives the log-likelihoods of `hypotheses` in which the voxel is part
+    of a lesion (of some size, lying some way) and of as many in which it is not; the log-odds add up over either kind. One sum
+    of features would have to be all these shapes at once. The added function starts as zero, and so does what the images say to it.
 
     Args:
         outcome_contrasts, image_contrasts: contrasts denoised and read.
         channels: width.
+        hypotheses: for, and as many against.
     """
 
-    def __init__(self, outcome_contrasts: int, image_contrasts: int, channels: int) -> None:
+    def __init__(self, outcome_contrasts: int, image_contrasts: int, channels: int, hypotheses: int = 8) -> None:
         super().__init__()
-        self.level = nn.Sequential(nn.Linear(32, 64), nn.SiLU(), nn.Linear(64, 2 * channels))
+        self.sizes = [outcome_contrasts - 1, hypotheses, hypotheses]
+        self.level = nn.Sequential(nn.Linear(32, 64), nn.SiLU(), nn.Linear(64, 2 * channels + 4 * hypotheses))
         self.outcome = nn.Conv3d(4 * outcome_contrasts, channels, kernel_size=3, padding=1)
         self.images = nn.Conv3d(image_contrasts, channels, kernel_size=(1, 3, 3), padding=(0, 1, 1))
-        self.out = nn.Conv3d(channels, outcome_contrasts, kernel_size=3, padding=1)
+        self.out = nn.Conv3d(channels, sum(self.sizes), kernel_size=3, padding=1)
         for layer in (self.images, self.out):
-            nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.images.weight)
+        with torch.no_grad():  # each hypothesis for starts with one against that is as likely
+            others, in_favour, against = self.out.weight.split(self.sizes)
+            against.copy_(in_favour)
+            others.zero_()
+            self.level[-1].weight[2 * channels :] = 0
+            self.level[-1].bias[2 * channels :] = 0
 
     def forward(self, z_t: Tensor, guess: Tensor, images: Tensor, logsnr: Tensor) -> Tensor:
         """(B, outcome_contrasts, S, H, W) to add to the UNet's output `guess`; volumes are (B, contrasts, S, H, W).
@@ -182,11 +194,17 @@ class LocalPath(nn.Module):
         evidence = alpha / sigma.square() * z_t
         x0 = torch.tanh(guess + evidence)
         level = self.level(get_timestep_embedding(logsnr_to_timestep(logsnr), self.level[0].in_features))
-        scale, shift = (expand_to(value, z_t) for value in level.chunk(2, dim=1))
+        width, hypotheses = self.out.in_channels, 2 * self.sizes[-1]
+        level = [expand_to(part, z_t) for part in level.split([width, width, hypotheses, hypotheses], dim=1)]
+        scale, shift, scale_out, shift_out = level
         outcome = torch.cat([z_t, guess, evidence.clamp(-4, 4), x0], dim=1)
         outcome = outcome.contiguous(memory_format=torch.channels_last_3d)  # faster on a CPU
         features = self.outcome(outcome) + self.images(images.contiguous(memory_format=torch.channels_last_3d))
-        return self.out(F.silu(features * (1 + scale) + shift))
+        out = self.out(F.silu(features * (1 + scale) + shift))
+        others, likelihoods = out.split([self.sizes[0], hypotheses], dim=1)
+        in_favour, against = (likelihoods * (1 + scale_out) + shift_out).float().chunk(2, dim=1)
+        mask = (in_favour.logsumexp(1, keepdim=True) - against.logsumexp(1, keepdim=True)) / 2
+        return torch.cat([others.to(mask), mask], dim=1)
 
 
 def lesion_loads(images: Tensor, num_contrasts: int) -> Tensor:

@@ -281,9 +281,11 @@ def _interval(replicates: Values) -> tuple[float, float]:
 
 
 def members_table(scores: Mapping[str, Scores], draws: int = 1000) -> pd.DataFrame:
-    """How figures of merit change with the size of the ensemble; "members" is a further column.
+    """How figures of merit change with the size of the ensemble; "members" and "settled" are further columns.
 
-    Forecasters without members are left out, so that there are neither gaps nor differences here.
+    A figure has settled at a size if from there on it stays within a tenth of its interval's width of its last value: what more
+    members could change is then little beside what other patients would. Forecasters without members are left out,
+    so that there are neither gaps nor differences here.
     """
     tables = []
     for name, s in scores.items():
@@ -292,7 +294,15 @@ def members_table(scores: Mapping[str, Scores], draws: int = 1000) -> pd.DataFra
         for place, size in enumerate(s["sizes"][0]):
             table = long_table(members_metrics(place), {name: s}, draws)
             tables.append(table.assign(members=int(size)))
-    return pd.concat(tables) if tables else pd.DataFrame(columns=[*COLUMNS, "members"])
+    if not tables:
+        return pd.DataFrame(columns=[*COLUMNS, "members", "settled"])
+    table = pd.concat(tables, ignore_index=True)
+    table["settled"] = False
+    for _, rows in table.groupby(["metric", "arm", "forecaster"]):
+        last = rows.iloc[-1]
+        near = (rows.value - last.value).abs() <= (last.ci_high - last.ci_low) / 10
+        table.loc[rows.index, "settled"] = near[::-1].cummin()[::-1]
+    return table
 
 
 def all_tables(scores: Mapping[str, Scores], draws: int = 1000) -> dict[str, pd.DataFrame]:

@@ -52,10 +52,15 @@ def test_an_ensemble_is_counted_member_by_member():
 class OfArm:
     """An inferer whose members mark one voxel for each class index."""
 
-    settings = {"num_members": 2}
+    def __init__(self, num_members=2):
+        self.num_members = num_members
+
+    @property
+    def settings(self):
+        return vars(self)
 
     def __call__(self, image, network):
-        members = torch.zeros(1, 2, *image.shape[2:])
+        members = torch.zeros(1, self.num_members, *image.shape[2:])
         members[0, :, : int(image[0, -1, 0, 0, 0]) * 2 : 2, 0, 0] = 1
         self.case = image.meta["case"]
         return members
@@ -72,7 +77,14 @@ def test_the_model_is_asked_for_the_arm_within_the_brain_and_leaves_the_patient_
 
 
 def test_other_weights_or_settings_have_another_key():
-    network, other, more = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), OfArm()
-    more.settings = {"num_members": 3}
+    network, other, more = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), OfArm(3)
     keys = {Diffusion(*parts, LesionRule()).key for parts in ((network, OfArm()), (other, OfArm()), (network, more))}
     assert len(keys) == 3 and Diffusion(network, OfArm(), LesionRule()).key in keys
+
+
+def test_an_ensemble_of_another_size_is_the_same_model_with_other_settings():
+    model = Diffusion(torch.nn.Linear(2, 2), OfArm(), LesionRule())
+    larger = model.with_members(5)
+    patient = Patient("sub-7", 3, torch.zeros(8, *SHAPE), np.ones(SHAPE, bool), AFFINE)
+    assert len(larger(patient)[0].members) == 5 and len(model(patient)[0].members) == 2
+    assert larger.key == Diffusion(model.network, OfArm(5), LesionRule()).key != model.key

@@ -17,7 +17,7 @@ from bundle.arms import ARMS
 from bundle.forecasts import SCORED_REGIONS
 from bundle.tables import COLUMNS
 
-FEW = TINY | {"num_members": 3, "num_steps": 2, "split": "all", "calibration_split": "training", "compared_patients": 4}
+FEW = TINY | {"num_members": 3, "num_steps": 2, "split": "all", "calibration_split": "training", "compared_patients": 4, "figure_members": 5}
 TABLES = ("regions", "activity", "log_count", "detection", "calibration", "counts", "counterfactual")
 FIGURES = ("arms", "convergence", "counts", "gap_closed", "heatmap", "members", "reliability", "roc_pr")
 
@@ -90,6 +90,12 @@ def test_all_forecasters_are_side_by_side_with_n(evaluated):
     assert {"all", "ocrelizumab"} < set(rows(evaluated, "activity").arm) <= {"all", *ARMS}
 
 
+def test_the_figures_show_a_larger_ensemble_whose_first_members_are_the_same(evaluated):
+    (shown,) = (evaluated / "cases" / "diffusion of 5").glob("*.npz")
+    members = {name: np.load(evaluated / "cases" / name / shown.name)["members"] for name in ("diffusion", "diffusion of 5")}
+    assert len(members["diffusion of 5"]) == 5 and np.array_equal(members["diffusion of 5"][:3], members["diffusion"])
+
+
 def test_truth_reaches_the_perfect_score(evaluated):
     for table, metric, perfect in (
         ("activity", "AUC", 1), ("activity", "average precision", 1), ("log_count", "mean squared error of log(1 + count)", 0),
@@ -134,7 +140,7 @@ def command(trial, tiny_weights, tmp_path):
             config = resolved("evaluate.json", **FEW).get()
         overlay = tmp_path / "tiny.json"
         overlay.write_text(json.dumps({name: config[name] for name in ("network_def", "grid", "device")}))
-        settings = {name: FEW[name] for name in ("num_members", "num_steps", "split", "compared_patients")}
+        settings = {name: FEW[name] for name in ("num_members", "num_steps", "split", "compared_patients", "figure_members")}
         return start_bundle(
             "evaluating", f"['configs/evaluate.json','{overlay}']", launcher,
             **settings | dict(dataset_dir=trial, weights=tiny_weights, output_dir=output_dir, calibration_split="none"),
@@ -184,7 +190,7 @@ def test_the_model_of_w000_alone_is_trained_and_compared(trial, tmp_path):
     """configs/counterfactual.json as it stands: its macros resolve, both stages run, and the effects are measured."""
     training = {"batch_size": 2, "epoch_length": 2, "pretraining_epochs": 1, "finetuning_epochs": 1, "num_warmup": 1}
     settings = FEW | training | {"dataset_dir": str(trial), "output_dir": str(tmp_path)}
-    settings = {name: settings[name] for name in settings if name not in ("calibration_split",)}
+    settings = {name: settings[name] for name in settings if name not in ("calibration_split", "figure_members")}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         config = resolved("counterfactual.json", **settings)

@@ -217,6 +217,18 @@ def test_smaller_ensembles_are_rows_of_their_own(scores):
     assert set(table.members) <= set(ENSEMBLE_SIZES)
 
 
+def test_a_figure_has_settled_once_it_stays_near_its_last_value(scores):
+    """Ensembles of 1, 2 and 7 members, one of which is 3 off: what came near and went away again has not settled."""
+    errors = np.stack([scores["log_count of first"][:, 2] + shift for shift in (3, 0, 0)], axis=1)
+    table = members_table({"diffusion": Scores(scores.cases, dict(scores.values) | {"log_count of first": errors})}, draws=50)
+    rows = table[table.metric.str.startswith("mean squared error") & (table.arm == "all")]
+    assert rows.members.tolist() == [1, 2, 7] and rows.settled.tolist() == [False, True, True]
+    there_and_back = np.stack([errors[:, 1], errors[:, 0], errors[:, 2]], axis=1)
+    table = members_table({"diffusion": Scores(scores.cases, dict(scores.values) | {"log_count of first": there_and_back})}, draws=50)
+    rows = table[table.metric.str.startswith("mean squared error") & (table.arm == "all")]
+    assert rows.settled.tolist() == [False, False, True]
+
+
 def test_all_tables_have_the_columns(scores):
     tables = all_tables({"diffusion": scores}, draws=5)
     assert set(tables) == {*TABLES, "members"}
