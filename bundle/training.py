@@ -285,7 +285,8 @@ class Checkpoints:
         stage: name of the stage; the files are `<stage>_last.pt` (to resume) and `<stage>_best.pt` (weights alone).
         network, average, optimizer, lr_schedule: what is saved.
         evaluator: validates; its key metric says which weights are best (higher is better). None: the last are.
-        start_from: `_last.pt` of an earlier stage, whose averaged weights are taken when this stage starts afresh.
+        start_from: `_last.pt` of an earlier stage, whose averaged weights are taken when this stage starts afresh: stage 1, or the
+            stage 2 of another model.
     """
 
     def __init__(
@@ -326,16 +327,17 @@ class Checkpoints:
         engine.state.dataloader.batch_sampler.start = engine.state.iteration
 
     def take_weights(self, path: str | Path) -> None:
-        """All that an earlier stage has trained; the ControlNet starts from its UNet."""
+        """All that an earlier stage has trained; a ControlNet that it did not have starts from its UNet."""
         if not Path(path).exists():
-            raise InputError("no weights of stage 1 there", "run pretraining first", file=path)
+            raise InputError("no weights of an earlier stage there", "run pretraining first", file=path)
         average = torch.load(path, map_location="cpu", weights_only=True)["average"]
         prefix = "module."
         trained = {name.removeprefix(prefix): value for name, value in average.items() if name.startswith(prefix)}
         for network in (self.objects["network"], self.objects["average"].module):
             with same_architecture(path):
                 network.load_state_dict(network.state_dict() | trained)
-            network.start_control_from_unet()
+            if not any(name.startswith("controlnet.") for name in trained):
+                network.start_control_from_unet()
 
     def save(self, engine: Engine) -> None:
         if is_follower():

@@ -17,6 +17,7 @@ from bundle.networks import ForecastNetwork
 from bundle.randomness import Streams
 from bundle.training import (
     Augmentation,
+    Checkpoints,
     IterationBatches,
     export_weights,
     load_weights,
@@ -97,11 +98,31 @@ def test_moving_average_warms_up_then_holds_its_decay():
     torch.testing.assert_close(average.module.weight.item(), expected)
 
 
-def test_the_local_path_has_its_own_learning_rate_and_frozen_parts_none():
-    network = ForecastNetwork(
+def tiny(**changes):
+    arguments = dict(
         num_slices=3, channels=(8, 16), attention_levels=(False, True), num_res_blocks=1, num_head_channels=8,
-        norm_num_groups=4, local_channels=8, with_control=False,
+        norm_num_groups=4, conditioning_channels=8, local_channels=8,
     )  # fmt: skip
+    return ForecastNetwork(**arguments | changes)
+
+
+@pytest.mark.parametrize("with_control", [False, True])
+def test_a_stage_takes_all_that_an_earlier_one_has_trained(with_control, tmp_path):
+    earlier, network = tiny(with_control=with_control), tiny()
+    for parameter in earlier.parameters():
+        parameter.data.normal_()
+    save_atomically({"average": moving_average(earlier).state_dict()}, tmp_path / "last.pt")
+    average, optimizer = moving_average(network), torch.optim.SGD(network.parameters(), lr=1.0)
+    checkpoints = Checkpoints(tmp_path, "stage", network, average, optimizer, warmup_cosine(optimizer, 1, 1, 1))
+    checkpoints.take_weights(tmp_path / "last.pt")
+    for taken in (network.state_dict(), average.module.state_dict()):
+        assert all(torch.equal(value, taken[name]) for name, value in earlier.state_dict().items())
+        if not with_control:
+            assert torch.equal(taken["controlnet.conv_in.conv.weight"], earlier.unet.conv_in.conv.weight)
+
+
+def test_the_local_path_has_its_own_learning_rate_and_frozen_parts_none():
+    network = tiny(with_control=False)
     rest, local = parameter_groups(network, 0.5)
     assert local["lr"] == 0.5 and "lr" not in rest
     assert {id(p) for p in local["params"]} == {id(p) for p in network.local.parameters()}
