@@ -1,19 +1,19 @@
 """The denoiser, (z_t, logsnr, condition) -> x0: the only thing that knows the network and what it predicts."""
 
 from dataclasses import dataclass, replace
-from typing import Callable
 
 import torch
 from torch import Tensor, nn
 
 from bundle.arms import NULL_ARM
 from bundle.prediction import Prediction
+from bundle.samplers import DenoiseAt
 from bundle.schedules import alpha_sigma, expand_to
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What is known of B patients.
+    """What is known of B patients; of one (B = 1) when samples of the same patient are drawn together.
 
     Args:
         images: (B, 105, H, W), the seven volumes folded into channels; an unknown volume is all 0.
@@ -30,9 +30,6 @@ class Condition:
             images=torch.zeros_like(self.images) if images else self.images,
             arm=torch.full_like(self.arm, NULL_ARM) if arm else self.arm,
         )
-
-
-Denoise = Callable[[Tensor, Tensor, Condition], Tensor]
 
 
 def unweight_foreground(x0: Tensor, weight: float) -> Tensor:
@@ -69,13 +66,29 @@ class Denoiser(nn.Module):
     def output(self, z_t: Tensor, logsnr: Tensor, condition: Condition) -> Tensor:
         """The network's own output in float32, (B, 30, H, W), for logsnr (B,)."""
         plane = z_t[:, :1]
+        images = condition.images.to(z_t.dtype).expand(len(z_t), -1, -1, -1)
         planes = [expand_to(value.to(z_t.dtype), plane).expand_as(plane) for value in (logsnr, condition.arm)]
-        return self.network(torch.cat([z_t, condition.images.to(z_t.dtype), *planes], dim=1)).float()
+        return self.network(torch.cat([z_t, images, *planes], dim=1)).float()
 
     def forward(self, z_t: Tensor, logsnr: Tensor, condition: Condition) -> Tensor:
         """E[x0 | z_t, condition], (B, 30, H, W) in [-1, 1]."""
+        return self._to_x0(self.output(z_t, logsnr, condition), z_t, logsnr)
+
+    def given(self, condition: Condition) -> DenoiseAt:
+        """`forward` for this condition; what a network can `encode` of the images is computed here, once for all calls."""
+        if not hasattr(self.network, "encode"):
+            return lambda z_t, logsnr: self(z_t, logsnr, condition)
+        encoded = self.network.encode(condition.images)
+
+        def denoise(z_t: Tensor, logsnr: Tensor) -> Tensor:
+            output = self.network.denoise(z_t, logsnr, condition.arm.expand(len(z_t)), encoded)
+            return self._to_x0(output.float(), z_t, logsnr)
+
+        return denoise
+
+    def _to_x0(self, output: Tensor, z_t: Tensor, logsnr: Tensor) -> Tensor:
         alpha, sigma = (expand_to(value, z_t) for value in alpha_sigma(logsnr))
-        x0 = self.prediction.to_x0(self.output(z_t, logsnr, condition), z_t, alpha, sigma)
+        x0 = self.prediction.to_x0(output, z_t, alpha, sigma)
         *images, mask = x0.clamp(-1, 1).chunk(self.num_contrasts, dim=1)
         return torch.cat([*images, unweight_foreground(mask, self.foreground_weight)], dim=1)
 
@@ -90,17 +103,19 @@ class GuidedDenoiser:
     guidance or with one scale at 1, else three.
 
     Args:
-        denoise: the conditional denoiser.
+        denoiser: the conditional denoiser.
         guidance_scale: w_i.
         arm_guidance_scale: w_a; as the images' if not given.
     """
 
-    denoise: Denoise
+    denoiser: Denoiser
     guidance_scale: float = 1.0
     arm_guidance_scale: float | None = None
 
-    def __call__(self, z_t: Tensor, logsnr: Tensor, condition: Condition) -> Tensor:
+    def given(self, condition: Condition) -> DenoiseAt:
+        """(z_t, logsnr) -> guided x0 under this condition, see `Denoiser.given`."""
         of_images = self.guidance_scale
         of_arm = of_images if self.arm_guidance_scale is None else self.arm_guidance_scale
-        parts = [(of_arm, condition), (of_images - of_arm, condition.null(images=False)), (1 - of_images, condition.null())]
-        return sum(share * self.denoise(z_t, logsnr, known) for share, known in parts if share)
+        shares = [(of_arm, condition), (of_images - of_arm, condition.null(images=False)), (1 - of_images, condition.null())]
+        parts = [(share, self.denoiser.given(known)) for share, known in shares if share]
+        return lambda z_t, logsnr: sum(share * denoise(z_t, logsnr) for share, denoise in parts)

@@ -9,11 +9,11 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from bundle.denoiser import Condition, Denoise, Denoiser, GuidedDenoiser
+from bundle.denoiser import Condition, Denoiser, GuidedDenoiser
 from bundle.errors import InputError
 from bundle.prediction import Prediction
 from bundle.randomness import Streams
-from bundle.samplers import AncestralSampler, DPMSolverPP2M
+from bundle.samplers import AncestralSampler, DenoiseAt, DPMSolverPP2M
 from bundle.schedules import Grid, Schedule
 from bundle.slabs import fold_slices, unfold_slices
 
@@ -31,7 +31,7 @@ def net2_probability(x0: Tensor) -> Tensor:
     return (unfold_slices(x0, NUM_OUTCOMES)[:, -1].clamp(-1, 1) + 1) / 2
 
 
-def one_call_heatmap(denoise: Denoise, condition: Condition, schedule: Schedule, streams: Streams) -> Tensor:
+def one_call_heatmap(denoiser: Denoiser, condition: Condition, schedule: Schedule, streams: Streams) -> Tensor:
     """The heatmap of an infinite ensemble in one network call, (B, H, W, S).
 
     At the noisiest level z_t says nothing, so the optimal x0 is the conditional mean of the outcome.
@@ -39,7 +39,7 @@ def one_call_heatmap(denoise: Denoise, condition: Condition, schedule: Schedule,
     images = condition.images
     shape = (images.shape[1] // NUM_VOLUMES * NUM_OUTCOMES, *images.shape[2:])
     z = streams.normal(shape, images.device)
-    return net2_probability(denoise(z, schedule(z.new_ones(len(z))), condition))
+    return net2_probability(denoiser(z, schedule(z.new_ones(len(z))), condition))
 
 
 class EnsembleInferer(Inferer):
@@ -111,17 +111,21 @@ class EnsembleInferer(Inferer):
         cases = case_names(inputs)
         images = inputs.as_subclass(Tensor).float()  # a MetaTensor slows every operation
         denoiser = Denoiser(network.eval(), self.prediction, self.foreground_weight)
-        denoise = GuidedDenoiser(denoiser, self.guidance_scale, self.arm_guidance_scale)
-        return torch.stack([self.members(denoise, image[None], case) for image, case in zip(images, cases)])
+        guided = GuidedDenoiser(denoiser, self.guidance_scale, self.arm_guidance_scale)
+        return torch.stack([self.members(guided, image[None], case) for image, case in zip(images, cases)])
 
-    def members(self, denoise: Denoise, image: Tensor, case: str) -> Tensor:
+    def members(self, guided: GuidedDenoiser, image: Tensor, case: str) -> Tensor:
         """(K, H, W, S) of one patient's image (1, 8, H, W, S)."""
+        shape = (NUM_OUTCOMES * image.shape[-1], *image.shape[2:4])
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.amp):
+            denoise = guided.given(condition_of(image))
         done, first, batch = [], 0, self.member_batch
         with tqdm(total=self.num_members, desc=case, unit="member", disable=not self.progress) as bar:
             while first < self.num_members:
                 members = range(first, min(first + batch, self.num_members))
                 try:
-                    done.append(self.sample(denoise, image, Streams.for_members(self.seed, case, members)))
+                    noise = Streams.for_members(self.seed, case, members)
+                    done.append(self.sample(denoise, shape, noise, image.device))
                 except torch.OutOfMemoryError:
                     if batch == 1:
                         raise
@@ -131,15 +135,12 @@ class EnsembleInferer(Inferer):
                 bar.update(len(members))
         return torch.cat(done)
 
-    def sample(self, denoise: Denoise, image: Tensor, streams: Streams) -> Tensor:
-        """(k, H, W, S), one outcome a stream."""
-        one = condition_of(image)
-        condition = Condition(one.images.expand(len(streams), -1, -1, -1), one.arm.expand(len(streams)))
-        num_slices = image.shape[-1]
-        noise = streams.normal((NUM_OUTCOMES * num_slices, *image.shape[2:4]), image.device)
-        grid = self.grid(self.schedule, self.num_steps).to(image.device)
-        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.amp):
-            x0 = self.sampler(lambda z, logsnr: denoise(z, logsnr, condition), noise, grid, streams)
+    def sample(self, denoise: DenoiseAt, shape: tuple[int, int, int], streams: Streams, device: torch.device) -> Tensor:
+        """(k, H, W, S), one outcome a stream, from noise of `shape` (30, H, W)."""
+        noise = streams.normal(shape, device)
+        grid = self.grid(self.schedule, self.num_steps).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.amp):
+            x0 = self.sampler(denoise, noise, grid, streams)
         return net2_probability(x0)
 
 

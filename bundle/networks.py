@@ -96,6 +96,9 @@ class ForecastNetwork(nn.Module):
                 conditioning_embedding_num_channels=(conditioning_channels,),
                 **shared,
             )
+            # Of its own, so that what it says of a patient can be computed once for all members and steps.
+            self.image_embedding = self.controlnet.controlnet_cond_embedding
+            self.controlnet.controlnet_cond_embedding = nn.Identity()
             if with_loads:
                 self.controlnet.class_embedding = ArmAndLoads(image_contrasts, self.controlnet.class_embedding)
             self.start_control_from_unet()
@@ -103,7 +106,8 @@ class ForecastNetwork(nn.Module):
     def without_control(self) -> "ForecastNetwork":
         """A network of its own with a copy of all but the ControlNet: what stage 1 trains."""
         alone = copy.copy(self)
-        alone._modules = {name: copy.deepcopy(part) for name, part in self._modules.items() if name != "controlnet"}
+        steering = ("controlnet", "image_embedding")
+        alone._modules = {name: copy.deepcopy(part) for name, part in self._modules.items() if name not in steering}
         alone.controlnet = None
         return alone
 
@@ -114,20 +118,33 @@ class ForecastNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         z_t, images, planes = x.split([self.outcome_channels, self.image_channels, 2], dim=1)
-        logsnr = planes[:, 0, 0, 0]  # (B,)
-        timestep = logsnr_to_timestep(logsnr)
-        arm = planes[:, 1, 0, 0].round().long()  # (B,)
-        arm = torch.where((arm >= 0) & (arm < NULL_ARM), arm, NULL_ARM)  # what names no arm is unknown
+        logsnr, arm = planes[:, :, 0, 0].unbind(1)  # (B,) each
+        return self.denoise(z_t, logsnr, arm.round().long(), self.encode(images))
+
+    def encode(self, images: Tensor) -> dict[str, Tensor]:
+        """What the image slabs (B, I, H, W) say, whatever the noise and the arm: to be computed once a patient."""
         if self.controlnet is None:
             images = torch.zeros_like(images)
+        encoded = {}
+        if self.with_loads:
+            encoded["loads"] = lesion_loads(images, self.image_contrasts)
+        if self.controlnet is not None:
+            encoded["embedding"] = self.image_embedding(F.pixel_unshuffle(images, self.patch_size))
+        if self.local is not None:
+            encoded["local"] = self.local.encode(images.unflatten(1, (-1, self.num_slices)))
+        return encoded
+
+    def denoise(self, z_t: Tensor, logsnr: Tensor, arm: Tensor, encoded: dict[str, Tensor]) -> Tensor:
+        """(B, O, H, W) of z_t (B, O, H, W), logsnr and class indices (B,), and what `encode` gave of B patients or of one."""
+        timestep = logsnr_to_timestep(logsnr)
+        arm = torch.where((arm >= 0) & (arm < NULL_ARM), arm, NULL_ARM)  # what names no arm is unknown
         labels = arm
         if self.with_loads:
-            labels = torch.cat([arm[:, None], lesion_loads(images, self.image_contrasts)], dim=1)
+            labels = torch.cat([arm[:, None], encoded["loads"].expand(arm.shape[0], -1)], dim=1)
         patches = F.pixel_unshuffle(z_t, self.patch_size)
         down, mid = None, None
         if self.controlnet is not None:
-            image_patches = F.pixel_unshuffle(images, self.patch_size)
-            down, mid = self.controlnet(patches, timestep, image_patches, class_labels=labels)
+            down, mid = self.controlnet(patches, timestep, encoded["embedding"], class_labels=labels)
         output = self.unet(
             patches,
             timestep,
@@ -137,8 +154,8 @@ class ForecastNetwork(nn.Module):
         )
         output = F.pixel_shuffle(output, self.patch_size)
         if self.local is not None:
-            volumes = (x.unflatten(1, (-1, self.num_slices)) for x in (z_t, output, images))
-            output = output + self.local(*volumes, logsnr).flatten(1, 2)
+            z_t, guess = (x.unflatten(1, (-1, self.num_slices)) for x in (z_t, output))
+            output = output + self.local(z_t, guess, encoded["local"], logsnr).flatten(1, 2)
         return output
 
     def __prepare_scriptable__(self) -> nn.Module:
@@ -184,7 +201,11 @@ class LocalPath(nn.Module):
             self.level[-1].weight[2 * channels :] = 0
             self.level[-1].bias[2 * channels :] = 0
 
-    def forward(self, z_t: Tensor, guess: Tensor, images: Tensor, logsnr: Tensor) -> Tensor:
+    def encode(self, images: Tensor) -> Tensor:
+        """What the image volumes (B, image_contrasts, S, H, W) say, whatever the noise."""
+        return self.images(images.contiguous(memory_format=torch.channels_last_3d))  # so it is faster on a CPU
+
+    def forward(self, z_t: Tensor, guess: Tensor, encoded: Tensor, logsnr: Tensor) -> Tensor:
         """(B, outcome_contrasts, S, H, W) to add to the UNet's output `guess`; volumes are (B, contrasts, S, H, W).
 
         Of a mask, guess is half the log-odds that all other voxels give a voxel and alpha z_t / sigma^2 what it says of
@@ -198,12 +219,13 @@ class LocalPath(nn.Module):
         level = [expand_to(part, z_t) for part in level.split([width, width, hypotheses, hypotheses], dim=1)]
         scale, shift, scale_out, shift_out = level
         outcome = torch.cat([z_t, guess, evidence.clamp(-4, 4), x0], dim=1)
-        outcome = outcome.contiguous(memory_format=torch.channels_last_3d)  # faster on a CPU
-        features = self.outcome(outcome) + self.images(images.contiguous(memory_format=torch.channels_last_3d))
-        out = self.out(F.silu(features * (1 + scale) + shift))
+        features = self.outcome(outcome.contiguous(memory_format=torch.channels_last_3d)) + encoded
+        out = self.out(F.silu(torch.addcmul(shift, features, 1 + scale)))
         others, likelihoods = out.split([self.sizes[0], hypotheses], dim=1)
-        in_favour, against = (likelihoods * (1 + scale_out) + shift_out).float().chunk(2, dim=1)
-        mask = (in_favour.logsumexp(1, keepdim=True) - against.logsumexp(1, keepdim=True)) / 2
+        likelihoods = torch.addcmul(shift_out, likelihoods, 1 + scale_out).float()
+        # A plain log-sum-exp, bounded so that it cannot overflow: half the time of torch.logsumexp, which finds the largest first.
+        log_sums = likelihoods.clamp(-60, 60).exp().unflatten(1, (2, -1)).sum(2).log()  # for and against
+        mask = (log_sums[:, :1] - log_sums[:, 1:]) / 2
         return torch.cat([others.to(mask), mask], dim=1)
 
 

@@ -18,11 +18,15 @@ class Spy:
     def __init__(self):
         self.calls = 0
 
-    def __call__(self, z_t, logsnr, condition):
-        self.calls += 1
+    def given(self, condition):
         arm = torch.where(condition.arm == NULL_ARM, 0.0, 10.0)
         images = condition.images.abs().flatten(1).sum(1).sign()
-        return (1 + arm + images)[:, None, None, None].expand_as(z_t)
+
+        def denoise(z_t, logsnr):
+            self.calls += 1
+            return (1 + arm + images)[:, None, None, None].expand_as(z_t)
+
+        return denoise
 
 
 def test_null_drops_what_is_asked_and_nothing_else(condition):
@@ -34,7 +38,7 @@ def test_null_drops_what_is_asked_and_nothing_else(condition):
 @pytest.mark.parametrize("scale, value, calls", [(1, 12, 1), (0, 1, 1), (2, 23, 2)])
 def test_joint_guidance(condition, scale, value, calls):
     spy, z = Spy(), torch.zeros(2, 3, 4, 4)
-    x0 = GuidedDenoiser(spy, scale)(z, torch.zeros(2), condition)
+    x0 = GuidedDenoiser(spy, scale).given(condition)(z, torch.zeros(2))
     assert (x0 == value).all() and spy.calls == calls
 
 
@@ -44,7 +48,7 @@ def test_joint_guidance(condition, scale, value, calls):
 def test_separate_guidance(condition, images, arm, value, calls):
     """Of 1, the images add 1 and the arm 10."""
     spy, z = Spy(), torch.zeros(2, 3, 4, 4)
-    x0 = GuidedDenoiser(spy, images, arm)(z, torch.zeros(2), condition)
+    x0 = GuidedDenoiser(spy, images, arm).given(condition)(z, torch.zeros(2))
     assert (x0 == value).all() and spy.calls == calls
 
 
@@ -62,6 +66,33 @@ def test_the_network_gets_one_tensor_in_the_contract_s_order(condition):
     assert torch.equal(z_in, z) and torch.equal(images, condition.images)
     assert torch.equal(noise_plane[:, 0, 2, 3], logsnr) and noise_plane.flatten(1).std(1).max() == 0
     assert torch.equal(arm_plane[:, 0, 1, 1], condition.arm.float()) and arm_plane.flatten(1).std(1).max() == 0
+
+
+def test_a_patient_s_images_are_encoded_once_and_nothing_else_changes(condition):
+    """Of three samples of one patient, at two levels: the same x0 as from three copies of the patient in one tensor."""
+
+    class Network(nn.Module):
+        encoded = 0
+
+        def encode(self, images):
+            self.encoded += 1
+            return images.sum(1, keepdim=True)
+
+        def denoise(self, z_t, logsnr, arm, encoded):
+            return (z_t * logsnr.reshape(-1, 1, 1, 1) + arm.reshape(-1, 1, 1, 1) + encoded) / 20
+
+        def forward(self, x):
+            z_t, images, planes = x.split([4, 5, 2], dim=1)
+            return self.denoise(z_t, planes[:, 0, 0, 0], planes[:, 1, 0, 0], images.sum(1, keepdim=True))
+
+    network, z = Network(), torch.randn(3, 4, 4, 4)
+    denoiser = Denoiser(network, X0Prediction())
+    one = Condition(condition.images[:1], condition.arm[:1])
+    three = Condition(one.images.expand(3, -1, -1, -1), one.arm.expand(3))
+    denoise = denoiser.given(one)
+    for logsnr in (torch.tensor([-1.0, 0.0, 2.0]), torch.full((3,), 0.5)):
+        assert torch.equal(denoise(z, logsnr), denoiser(z, logsnr, three))
+    assert network.encoded == 1
 
 
 def test_x0_stays_in_range_and_only_the_mask_is_unweighted(condition):

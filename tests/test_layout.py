@@ -19,7 +19,10 @@ RANKS = [
     {"charts", "counterfactual"},
     {"report"},
 ]
-WITHIN = {("files", "errors"), ("networks", "arms"), ("networks", "schedules"), ("metrics", "lesions"), ("simulation", "data")}
+WITHIN = {
+    ("files", "errors"), ("networks", "arms"), ("networks", "schedules"), ("metrics", "lesions"), ("denoiser", "samplers"),
+    ("simulation", "data"),
+}  # fmt: skip
 
 
 def modules():

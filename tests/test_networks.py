@@ -32,7 +32,8 @@ def test_paper_scale_has_589_million_parameters():
     with torch.device("meta"):
         network = ForecastNetwork()
     count = lambda module: sum(p.numel() for p in module.parameters()) / 1e6
-    assert abs(count(network.unet) - 418.4) < 0.1 and abs(count(network.controlnet) - 170.8) < 0.1
+    control = count(network.controlnet) + count(network.image_embedding)
+    assert abs(count(network.unet) - 418.4) < 0.1 and abs(control - 170.8) < 0.1
     assert abs(count(network) - 589) < 1
 
 
@@ -104,6 +105,14 @@ def test_everything_in_the_input_is_read():
         other = x.clone()
         other[0, channel] = value
         assert (network(other)[0] - y[0]).abs().max() > 1e-4 and torch.allclose(network(other)[1], y[1], atol=1e-5)
+
+
+def test_samples_of_one_patient_share_what_the_images_say():
+    network = randomise(tiny(local_channels=8, with_loads=True))
+    x = one_tensor(batch=3)
+    x[:, 6:27] = x[:1, 6:27]
+    once = network.denoise(x[:, :6], x[:, -2, 0, 0], x[:, -1, 0, 0].long(), network.encode(x[:1, 6:27]))
+    torch.testing.assert_close(once, network(x))
 
 
 def test_without_control_the_images_are_not_read():
