@@ -57,8 +57,10 @@ def test_grids_run_from_noise_to_image_through_the_same_ends(schedule):
 
 
 def test_a_grid_can_be_clipped_to_where_something_is_decided():
-    grid = LogSNRUniformGrid(logsnr_min=-8, logsnr_max=8)(Cosine(), 4)
-    torch.testing.assert_close(grid, torch.tensor([-8.0, -4, 0, 4, 8]))
+    grid = LogSNRUniformGrid(logsnr_min=-8, logsnr_max=8)
+    torch.testing.assert_close(grid(Cosine(), 5), torch.tensor([-15.0, -8, -4, 0, 4, 8]))
+    torch.testing.assert_close(grid(Cosine(), 1), torch.tensor([-15.0, 8]))
+    torch.testing.assert_close(LogSNRUniformGrid(logsnr_max=9)(Cosine(), 4), torch.tensor([-15.0, -9, -3, 3, 9]))
 
 
 def test_wrong_bounds_are_refused():
