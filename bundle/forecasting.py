@@ -124,8 +124,8 @@ class EnsembleInferer(Inferer):
             while first < self.num_members:
                 members = range(first, min(first + batch, self.num_members))
                 try:
-                    noise = Streams.for_members(self.seed, case, members)
-                    done.append(self.sample(denoise, shape, noise, image.device))
+                    streams = Streams.for_members(self.seed, case, members)
+                    done.append(self.sample(denoise, shape, streams, image.device))
                 except torch.OutOfMemoryError:
                     if batch == 1:
                         raise

@@ -175,7 +175,7 @@ class LocalPath(nn.Module):
     neighbours only, so patches are not folded here.
 
     Of the mask, the last contrast, the second convolution gives the log-likelihoods of `hypotheses` in which the voxel is part
-    of a lesion (of some size, lying some way) and of as many in which it is not; the log-odds add up over either kind. One sum
+    of a lesion (of some size, lying some way) and of as many in which it is not; the likelihoods add up over either kind. One sum
     of features would have to be all these shapes at once. The added function starts as zero, and so does what the images say to it.
 
     Args:
@@ -186,18 +186,19 @@ class LocalPath(nn.Module):
 
     def __init__(self, outcome_contrasts: int, image_contrasts: int, channels: int, hypotheses: int = 8) -> None:
         super().__init__()
-        self.sizes = [outcome_contrasts - 1, hypotheses, hypotheses]
+        self.channels, self.hypotheses = channels, hypotheses
+        others = outcome_contrasts - 1
         self.level = nn.Sequential(nn.Linear(32, 64), nn.SiLU(), nn.Linear(64, 2 * channels + 4 * hypotheses))
         self.outcome = nn.Conv3d(4 * outcome_contrasts, channels, kernel_size=3, padding=1)
         self.images = nn.Conv3d(image_contrasts, channels, kernel_size=(1, 3, 3), padding=(0, 1, 1))
-        self.out = nn.Conv3d(channels, sum(self.sizes), kernel_size=3, padding=1)
+        self.out = nn.Conv3d(channels, others + 2 * hypotheses, kernel_size=3, padding=1)
         for layer in (self.images, self.out):
             nn.init.zeros_(layer.bias)
         nn.init.zeros_(self.images.weight)
         with torch.no_grad():  # each hypothesis for starts with one against that is as likely
-            others, in_favour, against = self.out.weight.split(self.sizes)
+            self.out.weight[:others] = 0
+            in_favour, against = self.out.weight[others:].chunk(2)
             against.copy_(in_favour)
-            others.zero_()
             self.level[-1].weight[2 * channels :] = 0
             self.level[-1].bias[2 * channels :] = 0
 
@@ -206,7 +207,7 @@ class LocalPath(nn.Module):
         return self.images(images.contiguous(memory_format=torch.channels_last_3d))  # so it is faster on a CPU
 
     def forward(self, z_t: Tensor, guess: Tensor, encoded: Tensor, logsnr: Tensor) -> Tensor:
-        """(B, outcome_contrasts, S, H, W) to add to the UNet's output `guess`; volumes are (B, contrasts, S, H, W).
+        """(B, outcome_contrasts, S, H, W) to add to the UNet's output `guess`; `encoded` is of B patients or of one.
 
         Of a mask, guess is half the log-odds that all other voxels give a voxel and alpha z_t / sigma^2 what it says of
         itself (`bundle.prediction.BinaryPrediction`), so that the tanh of both is x0 as known before its neighbours are asked.
@@ -215,16 +216,15 @@ class LocalPath(nn.Module):
         evidence = alpha / sigma.square() * z_t
         x0 = torch.tanh(guess + evidence)
         level = self.level(get_timestep_embedding(logsnr_to_timestep(logsnr), self.level[0].in_features))
-        width, hypotheses = self.out.in_channels, 2 * self.sizes[-1]
-        level = [expand_to(part, z_t) for part in level.split([width, width, hypotheses, hypotheses], dim=1)]
-        scale, shift, scale_out, shift_out = level
+        sizes = [self.channels, self.channels, 2 * self.hypotheses, 2 * self.hypotheses]
+        scale, shift, scale_out, shift_out = (expand_to(part, z_t) for part in level.split(sizes, dim=1))
         outcome = torch.cat([z_t, guess, evidence.clamp(-4, 4), x0], dim=1)
         features = self.outcome(outcome.contiguous(memory_format=torch.channels_last_3d)) + encoded
         out = self.out(F.silu(torch.addcmul(shift, features, 1 + scale)))
-        others, likelihoods = out.split([self.sizes[0], hypotheses], dim=1)
-        likelihoods = torch.addcmul(shift_out, likelihoods, 1 + scale_out).float()
+        others, log_likelihoods = out.tensor_split([-2 * self.hypotheses], dim=1)
+        log_likelihoods = torch.addcmul(shift_out, log_likelihoods, 1 + scale_out).float()
         # A plain log-sum-exp, bounded so that it cannot overflow: half the time of torch.logsumexp, which finds the largest first.
-        log_sums = likelihoods.clamp(-60, 60).exp().unflatten(1, (2, -1)).sum(2).log()  # for and against
+        log_sums = log_likelihoods.clamp(-60, 60).exp().unflatten(1, (2, -1)).sum(2).log()  # for and against
         mask = (log_sums[:, :1] - log_sums[:, 1:]) / 2
         return torch.cat([others.to(mask), mask], dim=1)
 
