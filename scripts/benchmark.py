@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,13 @@ from bundle.samplers import AncestralSampler
 from bundle.schedules import LogSNRUniformGrid, TimeUniformGrid
 from bundle.tables import TABLES, bootstrap_weights, ratio
 
-REFERENCE, PREVIEW = "reference", "preview"
+REFERENCE, PREVIEW, PEER = "reference", "preview", "diffusers"
 # What a method changes of the configuration's inferer.
 METHODS: dict[str, Mapping[str, Any]] = {
     # Favero et al. 2025 and its public relatives: also two network calls a step, images and all (`Plain`).
     REFERENCE: dict(sampler=AncestralSampler(), grid=TimeUniformGrid(), num_steps=256, amp=False, member_batch=1),
-    PREVIEW: dict(),
+    PREVIEW: dict(),  # the one-call heatmap
+    PEER: dict(),  # the same networks and steps by diffusers, if it is installed: speed only
     "default": dict(),
 } | {
     f"{steps} steps from {low} to {high}": dict(grid=LogSNRUniformGrid(low, high), num_steps=steps)
@@ -88,16 +90,16 @@ def run(
     inferers = {name: inferer_of(inferer, name) for name in names}
     image = read(items[0]).patient.image
     rows = {name: {"name": name} for name in names}
-    for name, figures in speed(network, inferers, image, repeats).items():
+    contestants = {name: Contestant(config, network, changed, name, image) for name, changed in inferers.items()}
+    for name, figures in speed(contestants, repeats).items():
         rows[name] |= figures
     for name in names:
         rows[name]["peak_memory_mb"] = peak_memory(config_file, name, image)
+    forecasters = {name: Diffusion(network, changed, read.rule) for name, changed in inferers.items()}
+    forecasters |= {name: Preview(network, changed) for name, changed in inferers.items() if name == PREVIEW}
+    forecasters.pop(PEER, None)
     for changed in inferers.values():
-        changed.member_batch = inferer.member_batch  # changes no member, and the reference's are many
-    forecasters = {
-        name: Preview(network, changed) if name == PREVIEW else Diffusion(network, changed, read.rule)
-        for name, changed in inferers.items()
-    }
+        changed.member_batch = inferer.member_batch  # changes no member, and those of the reference are many
     evaluation = Evaluation(dataset_dir, items, read, forecasters, Scoring(read.rule), out, Guard())
     evaluation.score()
     for name, figures in quality(evaluation.scores()).items():
@@ -145,70 +147,88 @@ class Preview:
             return one_call_heatmap(denoiser, condition_of(image.to(device)), self.inferer.schedule, streams)
 
 
-def draw(network: nn.Module, inferer: EnsembleInferer, name: str, image: Tensor) -> int:
-    """Draw an ensemble of one patient (8, H, W, S) as the method does; returns how many members that gives."""
-    if name == PREVIEW:
-        Preview(network, inferer).heatmap(image[None])
-        return 100  # no ensemble of 100 has a better heatmap, if the network is right
-    if name == REFERENCE:
-        inferer = copy.copy(inferer)
-        inferer.num_members = 1
-        inferer.guidance_scale = inferer.arm_guidance_scale = 1.5  # asks for both calls; at 1 one of them has no weight
-        network = Plain(network)
-    device = next(network.parameters()).device
-    inferer(image[None].to(device), network)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return inferer.num_members
+class Contestant:
+    """Draws an ensemble of one patient in the way of a method.
+
+    Args:
+        config: of which `network` is made.
+        inferer: of the method.
+        name: of `METHODS`.
+        image: the patient's, (8, H, W, S).
+
+    Attributes:
+        unet: whose calls are those of the method.
+        device, amp: what it runs on and in.
+    """
+
+    def __init__(self, config: ConfigParser, network: nn.Module, inferer: EnsembleInferer, name: str, image: Tensor) -> None:
+        self.unet, self.device, self.amp = network.unet, next(network.parameters()).device, inferer.amp
+        self.members = inferer.num_members
+        image = image[None].to(self.device)
+        if name == PREVIEW:
+            self.members = 100  # of a right network no ensemble of 100 has a better heatmap
+            self.once = partial(Preview(network, inferer).heatmap, image)
+        elif name == PEER:
+            from scripts.peers import DiffusersEnsemble
+
+            architecture = config["network_def"]
+            peer = DiffusersEnsemble(network, architecture, inferer.num_steps, inferer.amp, inferer.member_batch)
+            self.unet, self.once = peer.unet, partial(peer, condition_of(image).images, self.members)
+        elif name == REFERENCE:
+            inferer = copy.copy(inferer)
+            inferer.num_members = self.members = 1
+            inferer.guidance_scale = inferer.arm_guidance_scale = 1.5  # asks for both calls; at 1 one has no weight
+            self.once = partial(inferer, image, Plain(network))
+        else:
+            self.once = partial(inferer, image, network)
+
+    def seconds(self) -> float:
+        """That 100 members take."""
+        started = time.perf_counter()
+        self.once()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - started) * 100 / self.members
+
+    def costs(self) -> dict[str, float]:
+        """Network calls and operations of a member, counted as it is drawn."""
+        samples = 0
+
+        def count(unet: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            nonlocal samples
+            samples += len(inputs[0])
+
+        hook = self.unet.register_forward_pre_hook(count)
+        with FlopCounterMode(display=False) as operations:
+            self.once()
+        hook.remove()
+        return {
+            "calls_per_member": samples / self.members,
+            "flops_per_member": operations.get_total_flops() / self.members,
+            "members_timed": self.members,
+        }
 
 
-def speed(
-    network: nn.Module, inferers: Mapping[str, EnsembleInferer], image: Tensor, repeats: int
-) -> dict[str, dict[str, float]]:
-    """Seconds, calls and operations of each method, which take turns; the first turn warms up and counts."""
-    peaks = {amp: matmul_peak(next(network.parameters()).device, amp) for amp in (False, True)}
-    seconds: dict[str, list[float]] = {name: [] for name in inferers}
-    figures: dict[str, dict[str, float]] = {}
-    for name, inferer in inferers.items():
-        with FlopCounterMode(display=False) as counter, CountSamples(network) as samples:
-            members = draw(network, inferer, name, image)
-        figures[name] = {"calls_per_member": samples.count / members, "members_timed": members}
-        figures[name]["flops_per_member"] = counter.get_total_flops() / members
-    for _ in range(repeats):
-        for name, inferer in inferers.items():
-            started = time.perf_counter()
-            members = draw(network, inferer, name, image)
-            seconds[name].append((time.perf_counter() - started) * 100 / members)
-    for name, inferer in inferers.items():
-        median = statistics.median(seconds[name])
+def speed(contestants: Mapping[str, Contestant], repeats: int) -> dict[str, dict[str, float]]:
+    """Costs and seconds of each; they take turns, after a first round that warms up and counts."""
+    figures = {name: contestant.costs() for name, contestant in contestants.items()}
+    rounds = [{name: contestant.seconds() for name, contestant in contestants.items()} for _ in range(repeats)]
+    device = contestants[REFERENCE].device
+    peaks = {amp: matmul_peak(device, amp) for amp in (False, True)}
+    for name, contestant in contestants.items():
+        seconds = [taken[name] for taken in rounds]
+        median = statistics.median(seconds)
         flops = figures[name]["flops_per_member"] * 100 / median
         figures[name] |= {
             "seconds_per_100_members": median,
-            "seconds_low": min(seconds[name]),
-            "seconds_high": max(seconds[name]),
-            "speedup_over_reference": statistics.median(a / b for a, b in zip(seconds[REFERENCE], seconds[name])),
+            "seconds_low": min(seconds),
+            "seconds_high": max(seconds),
+            "speedup_over_reference": statistics.median(taken[REFERENCE] / taken[name] for taken in rounds),
             "flops_per_second": flops,
-            "share_of_matmul_peak": flops / peaks[inferer.amp],
+            "share_of_matmul_peak": flops / peaks[contestant.amp],
             "repeats": repeats,
         }
     return figures
-
-
-class CountSamples:
-    """Counts the samples that a network's UNet is called with."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.unet, self.count = network.unet, 0
-
-    def __enter__(self) -> "CountSamples":
-        self.hook = self.unet.register_forward_pre_hook(self._add)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.hook.remove()
-
-    def _add(self, unet: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.count += len(inputs[0])
 
 
 def matmul_peak(device: torch.device, amp: bool, side: int = 2048, times: int = 7) -> float:
@@ -237,7 +257,7 @@ def _peak_memory(config_file: str, name: str, image: np.ndarray) -> float:
     config.update({"progress": False, "num_steps": 2})
     inferer = inferer_of(config.get_parsed_content("inferer"), name)
     inferer.num_members, inferer.num_steps = inferer.member_batch, 2
-    draw(config.get_parsed_content("network").eval(), inferer, name, torch.from_numpy(image))
+    Contestant(config, config.get_parsed_content("network").eval(), inferer, name, torch.from_numpy(image)).once()
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6

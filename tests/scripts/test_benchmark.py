@@ -9,6 +9,9 @@ from conftest import TINY, inference_config
 from scripts import benchmark
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def rows(trial, tiny_weights, tmp_path_factory):
     out = tmp_path_factory.mktemp("benchmark")
