@@ -13,15 +13,14 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from bundle.arms import ARMS, CLASSES
 from bundle.evaluation import BIN_EDGES, CEILING, FLOOR, Scores
-from bundle.figures import HEAT
+from bundle.figures import HEAT, LEAST, MOST
 from bundle.forecasts import Forecast
 from bundle.tables import ALL, HEATMAP_BINS, activity_bins, heatmap_bins
 
 COLOURS = {
     "diffusion": "#c1121f", "oracle": "#222222", "regression": "#0077b6", "frequency_map": "#8d99ae",
-    "population": "#8d99ae", "persistence": "#e09f3e",
+    "population": "#adb5bd", "persistence": "#e09f3e", "average_count": "#2a9d8f", "no_new_lesions": "#6f4518",
 }  # fmt: skip
-LEAST = 0.01  # of a heatmap that is drawn
 OUTCOME = "#39ff88"
 
 
@@ -241,7 +240,7 @@ def _marks(axis: Axes, mask: np.ndarray, brain: np.ndarray, level: int, of_colou
 
 def _heat(axis: Axes, heatmap: np.ndarray, brain: np.ndarray, level: int) -> None:
     plane = _turn(heatmap[..., level], brain)
-    axis.imshow(np.ma.masked_less(plane, LEAST), cmap=HEAT, norm=LogNorm(LEAST, 1), interpolation="nearest")
+    axis.imshow(np.ma.masked_less(plane, LEAST), cmap=HEAT, norm=LogNorm(LEAST, MOST), interpolation="nearest")
 
 
 def _outline(axis: Axes, mask: np.ndarray, brain: np.ndarray, level: int) -> None:
@@ -251,4 +250,4 @@ def _outline(axis: Axes, mask: np.ndarray, brain: np.ndarray, level: int) -> Non
 
 
 def _scale(figure: Figure, axes: np.ndarray) -> None:
-    figure.colorbar(ScalarMappable(LogNorm(LEAST, 1), HEAT), ax=axes, shrink=0.6, label="probability of NET2")
+    figure.colorbar(ScalarMappable(LogNorm(LEAST, MOST), HEAT), ax=axes, shrink=0.6, extend="max", label="probability of NET2")

@@ -63,19 +63,23 @@ class Scoring:
             scores[f"true presence of {region}"] = np.array(outcome.presence.get(region, np.nan), float)
         first = forecasts[0]
         if first.heatmap is not None:
-            scores |= self._of_heatmap(first.heatmap, seen)
+            agreed = first.heatmap if first.members is None else first.members.mean(axis=0)
+            scores |= self._of_heatmap(first.heatmap, agreed, seen)
         if first.members is not None:
             scores |= self._of_members(first, seen)
         return scores
 
-    def _of_heatmap(self, heatmap: np.ndarray, seen: Seen) -> dict[str, Values]:
-        """Voxels of the brain by bin of `BIN_EDGES`; lesions of the consensus and of the truth, and how many match."""
+    def _of_heatmap(self, heatmap: np.ndarray, agreed: np.ndarray, seen: Seen) -> dict[str, Values]:
+        """Voxels of the brain by bin of `BIN_EDGES`; lesions of the consensus and of the truth, and how many match.
+
+        `agreed` (H, W, S) is the share of members, the heatmap of forecasts without any.
+        """
         brain, affine = seen.patient.brain, seen.patient.affine
         p, truth = heatmap[brain].astype(float), seen.outcome[brain]
         bins = np.searchsorted(BIN_EDGES, p, side="right") - 1
         size = len(BIN_EDGES) - 1
         least = self.detection.min_volume_mm3 / voxel_volume_mm3(affine)
-        found, true = (large_enough(self.rule.label(x, affine), least) for x in (heatmap, seen.outcome))
+        found, true = (large_enough(self.rule.label(x, affine), least) for x in (agreed, seen.outcome))
         return {
             "brier": np.square(p - truth).mean(),
             "voxels": np.bincount(bins, minlength=size),

@@ -21,7 +21,7 @@ from bundle.lesions import Placed
 
 NOTICE = "Research use only. Not a medical device. Weights trained on simulated data."
 ROWS, COLUMNS = 3, 5
-LEAST, MOST = 0.01, 1.0  # one scale for every page, so that patients and treatments can be compared by eye
+LEAST, MOST = 0.001, 0.1  # one scale for every page, so that patients and treatments can be compared by eye
 HEAT = ListedColormap(colormaps["inferno"](np.linspace(0.35, 1, 256)))  # its black end would pass for dark tissue
 OLD, AGREED, SITE = "#39c5ff", "#ffffff", "#7dff8a"
 SITES_SHOWN = 8
@@ -198,8 +198,8 @@ def _draw_legend(panels: SubFigure, *, known: bool) -> None:
 def _draw_scale(axes: Axes) -> None:
     colours = np.geomspace(LEAST, MOST, 256)
     axes.pcolormesh(colours, [0, 1], colours[None, 1:], cmap=HEAT, norm=LogNorm(LEAST, MOST), shading="auto")
-    axes.set(xscale="log", yticks=[], xticks=(0.01, 0.03, 0.1, 0.3, 1))
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set(xscale="log", yticks=[], xticks=(0.001, 0.003, 0.01, 0.03, 0.1))
+    axes.set_xticklabels(["0.1 %", "0.3 %", "1 %", "3 %", "\u2265 10 %"])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_title("Chance of a lesion in the voxel", fontsize=11)
 

@@ -31,19 +31,21 @@ def net2_probability(x0: Tensor) -> Tensor:
     return (unfold_slices(x0, NUM_OUTCOMES)[:, -1].clamp(-1, 1) + 1) / 2
 
 
-def one_call_heatmap(denoiser: Denoiser, condition: Condition, schedule: Schedule, streams: Streams) -> Tensor:
-    """The heatmap of an infinite ensemble in one network call, (B, H, W, S).
+def one_call_heatmap(denoise: DenoiseAt, noise: Tensor, schedule: Schedule) -> Tensor:
+    """The heatmap of an infinite ensemble in one network call, (B, H, W, S), from noise (B, 30, H, W).
 
     At the noisiest level z_t says nothing, so the optimal x0 is the conditional mean of the outcome.
     """
-    images = condition.images
-    shape = (images.shape[1] // NUM_VOLUMES * NUM_OUTCOMES, *images.shape[2:])
-    z = streams.normal(shape, images.device)
-    return net2_probability(denoiser(z, schedule(z.new_ones(len(z))), condition))
+    return net2_probability(denoise(noise, schedule(noise.new_ones(len(noise)))))
+
+
+def shape_of_outcome(image: Tensor) -> tuple[int, int, int]:
+    """(30, H, W) of the slab that is denoised, of an image tensor (..., 8, H, W, S)."""
+    return NUM_OUTCOMES * image.shape[-1], *image.shape[-3:-1]
 
 
 class EnsembleInferer(Inferer):
-    """inferer(image, network) -> members: draws an ensemble of outcomes a patient.
+    """inferer(image, network) -> members: draws an ensemble of outcomes a patient. `heatmap` tells their mean without drawing any.
 
     Args:
         schedule, grid, sampler, prediction: the reverse process (see the modules of these names).
@@ -108,24 +110,37 @@ class EnsembleInferer(Inferer):
         Returns:
             (B, K, H, W, S), P(NET2) in [0, 1] (close to 0 or 1 in a finished sample).
         """
-        cases = case_names(inputs)
-        images = inputs.as_subclass(Tensor).float()  # a MetaTensor slows every operation
-        denoiser = Denoiser(network.eval(), self.prediction, self.foreground_weight)
-        guided = GuidedDenoiser(denoiser, self.guidance_scale, self.arm_guidance_scale)
-        return torch.stack([self.members(guided, image[None], case) for image, case in zip(images, cases)])
+        cases, images = case_names(inputs), inputs.as_subclass(Tensor).float()  # a MetaTensor slows every operation
+        return torch.stack([self.members(network, image[None], case) for image, case in zip(images, cases)])
 
-    def members(self, guided: GuidedDenoiser, image: Tensor, case: str) -> Tensor:
+    @torch.inference_mode()
+    def heatmap(self, inputs: Tensor, network: nn.Module) -> Tensor:
+        """P(NET2) a voxel, (B, H, W, S), which members drawn without end would agree on: one network call.
+
+        Args:
+            inputs, network: as for `__call__`.
+        """
+        cases, images = case_names(inputs), inputs.as_subclass(Tensor).float()
+        noise = torch.cat([Streams.for_members(self.seed, case, range(1)).normal(shape_of_outcome(images)) for case in cases])
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.amp):
+            return one_call_heatmap(self.denoise_given(network, images), noise.to(images.device), self.schedule)
+
+    def denoise_given(self, network: nn.Module, images: Tensor) -> DenoiseAt:
+        """The guided denoiser of these patients' images (B, 8, H, W, S)."""
+        denoiser = Denoiser(network.eval(), self.prediction, self.foreground_weight)
+        return GuidedDenoiser(denoiser, self.guidance_scale, self.arm_guidance_scale).given(condition_of(images))
+
+    def members(self, network: nn.Module, image: Tensor, case: str) -> Tensor:
         """(K, H, W, S) of one patient's image (1, 8, H, W, S)."""
-        shape = (NUM_OUTCOMES * image.shape[-1], *image.shape[2:4])
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.amp):
-            denoise = guided.given(condition_of(image))
+            denoise = self.denoise_given(network, image)
         done, first, batch = [], 0, self.member_batch
         with tqdm(total=self.num_members, desc=case, unit="member", disable=not self.progress) as bar:
             while first < self.num_members:
                 members = range(first, min(first + batch, self.num_members))
                 try:
                     streams = Streams.for_members(self.seed, case, members)
-                    done.append(self.sample(denoise, shape, streams, image.device))
+                    done.append(self.sample(denoise, shape_of_outcome(image), streams, image.device))
                 except torch.OutOfMemoryError:
                     if batch == 1:
                         raise

@@ -117,7 +117,7 @@ class Diffusion:
     def __init__(self, network: nn.Module, inferer: EnsembleInferer, rule: LesionRule) -> None:
         self.network, self.inferer, self.rule = network, inferer, rule
         weights = [value.cpu().float().numpy().tobytes() for value in network.state_dict().values()]
-        self.key = f"diffusion, {digest_of(*weights)}, {inferer.settings}, {rule}"
+        self.key = f"diffusion, one-call heatmap, {digest_of(*weights)}, {inferer.settings}, {rule}"
         self.device = next(network.parameters()).device
 
     def with_members(self, num_members: int) -> "Diffusion":
@@ -130,7 +130,8 @@ class Diffusion:
         image = MetaTensor(patient.image[None].clone(), meta={"case": patient.case}).to(self.device)
         image[:, -1] = patient.arm
         members = self.inferer(image, self.network)[0].float().cpu().numpy() * patient.brain
-        return [ensemble_forecast(members, patient.affine, self.rule, patient.dseg)]
+        heatmap = self.inferer.heatmap(image, self.network)[0].float().cpu().numpy() * patient.brain
+        return [ensemble_forecast(members, patient.affine, self.rule, patient.dseg, heatmap)]
 
 
 def findings_of(mask: np.ndarray, affine: np.ndarray, rule: LesionRule, dseg: Placed | None = None) -> Findings:
@@ -144,8 +145,14 @@ def findings_of(mask: np.ndarray, affine: np.ndarray, rule: LesionRule, dseg: Pl
     return Findings(count, rule.volume_ml(mask, affine), presence)
 
 
-def ensemble_forecast(members: np.ndarray, affine: np.ndarray, rule: LesionRule, dseg: Placed | None = None) -> Forecast:
-    """Members (K, H, W, S), counted one by one and summed up."""
+def ensemble_forecast(
+    members: np.ndarray,
+    affine: np.ndarray,
+    rule: LesionRule,
+    dseg: Placed | None = None,
+    heatmap: np.ndarray | None = None,
+) -> Forecast:
+    """Members (K, H, W, S), counted one by one and summed up; without a heatmap (H, W, S) it is the share of members."""
     marks = np.stack([rule.label(member, affine) > 0 for member in members])
     findings = [findings_of(mark, affine, LesionRule(), dseg) for mark in marks]
     member_counts = np.array([found.count for found in findings])
@@ -156,7 +163,7 @@ def ensemble_forecast(members: np.ndarray, affine: np.ndarray, rule: LesionRule,
         counts=counts,
         probabilities=times / len(marks),
         presence={region: float(np.mean([found.presence[region] for found in findings])) for region in regions},
-        heatmap=marks.mean(axis=0, dtype=np.float32),
+        heatmap=marks.mean(axis=0, dtype=np.float32) if heatmap is None else heatmap,
         members=marks,
         member_counts=member_counts,
     )

@@ -17,6 +17,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from scipy.stats import beta
+from torch import nn
 
 from bundle import __version__
 from bundle.arms import CLASSES
@@ -25,10 +26,34 @@ from bundle.data.volumes import read_flair, read_mask, read_volume
 from bundle.errors import InputError
 from bundle.figures import NOTICE, forecast_page
 from bundle.files import check_writable, nifti_bytes, not_writable, write_together
+from bundle.forecasting import EnsembleInferer
 from bundle.lesions import LesionRule, Placed, lesion_table, likely_sites, voxel_volume_mm3
 
 SCHEMA_VERSION = "1.0"
 QUANTILES = (5, 25, 50, 75, 95)
+
+
+class ExpectHeatmapd(MapTransform):
+    """Image -> the heatmap that members drawn without end would agree on, by one network call.
+
+    A new lesion is rare and may lie in many places, so that 20 members leave most places of some probability empty. Adds
+    `heatmap` (1, H, W, S) float32 in [0, 1].
+
+    Args:
+        keys: image (8, H, W, S).
+        network, inferer: those that draw the members.
+    """
+
+    def __init__(self, keys: KeysCollection = "image", *, network: nn.Module, inferer: EnsembleInferer) -> None:
+        super().__init__(keys)
+        self.network, self.inferer = network, inferer
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        output = dict(data)
+        device = next(self.network.parameters()).device
+        for key in self.key_iterator(output):
+            output["heatmap"] = self.inferer.heatmap(output[key][None].to(device), self.network).float()
+        return output
 
 
 class SummariseMembersd(MapTransform):
@@ -40,10 +65,11 @@ class SummariseMembersd(MapTransform):
         consensus_threshold: share of members that must mark a voxel of the consensus.
 
     What a member marks outside `brain` (1, H, W, S) is dropped first. Replaces the members by
-        pred: the heatmap (1, H, W, S), float32 share of members with a lesion at the voxel.
+        pred: the heatmap (1, H, W, S), float32: `heatmap` where there is one (`ExpectHeatmapd`), else the share of members
+            with a lesion at the voxel.
     and adds
         members: (K, H, W, S) bool, each member's lesions.
-        consensus: (1, H, W, S) float32 in {0, 1}, the rule applied to the heatmap at `consensus_threshold`.
+        consensus: (1, H, W, S) float32 in {0, 1}, the rule applied to the share of members at `consensus_threshold`.
         forecast: dict with p_active, its interval, count and volume_ml; `WriteForecastd` completes it.
 
     Raises:
@@ -67,8 +93,9 @@ class SummariseMembersd(MapTransform):
                 raise InputError("the network's answer is not finite", "use other weights", case=output["case"])
             labels = np.stack([self.rule.label(member * brain, affine) for member in members])
             marks = labels > 0
-            heatmap = marks.mean(axis=0, dtype=np.float32)
-            consensus = self.consensus_rule.label(heatmap, affine) > 0
+            shares = marks.mean(axis=0, dtype=np.float32)
+            consensus = self.consensus_rule.label(shares, affine) > 0
+            heatmap = np.asarray(output["heatmap"].cpu())[0] * brain if "heatmap" in output else shares
             volumes_ml = marks.sum(axis=(1, 2, 3)) * voxel_volume_mm3(affine) / 1000
             output |= {
                 key: _on_slab(heatmap[None], affine),

@@ -5,6 +5,7 @@ only at the noisiest, whose x0 is the heatmap: the key metric is the mean of bot
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,11 @@ from ignite.metrics import EpochMetric
 from torch import Tensor
 from torch.nn import functional as F
 
-from bundle.denoiser import Condition, Denoiser
+from bundle.denoiser import Denoiser
 from bundle.forecasting import condition_of, net2_probability, one_call_heatmap
 from bundle.metrics import log_skill, roc_auc
 from bundle.randomness import Streams
+from bundle.samplers import DenoiseAt
 from bundle.schedules import Schedule, alpha_sigma, expand_to
 from bundle.slabs import fold_slices
 
@@ -53,10 +55,11 @@ class ValidationStep:
         image, target = (batch[key].to(device, torch.float32) for key in ("image", "target"))
         streams = Streams.for_batch(self.seed, engine.state.iteration, range(len(image)), len(image))
         self.denoiser.eval()
-        condition, x0 = condition_of(image), fold_slices(target)
+        x0 = fold_slices(target)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.amp):
-            heatmap = one_call_heatmap(self.denoiser, condition, self.schedule, streams)
-            maps = [heatmap] + [self._denoised(x0, level, condition, streams) for level in self.levels]
+            denoise = partial(self.denoiser, condition=condition_of(image))
+            heatmap = one_call_heatmap(denoise, streams.normal(x0.shape[1:], device), self.schedule)
+            maps = [heatmap] + [self._denoised(denoise, x0, level, streams) for level in self.levels]
         lesion = (target[:, -1] > 0).float()
         log_losses = [F.binary_cross_entropy(p.clamp(1e-7, 1 - 1e-7), lesion, reduction="none") for p in maps]
         return {
@@ -66,12 +69,13 @@ class ValidationStep:
             "active": lesion.flatten(1).amax(1),
         }
 
-    def _denoised(self, x0: Tensor, level: float, condition: Condition, streams: Streams) -> Tensor:
+    @staticmethod
+    def _denoised(denoise: DenoiseAt, x0: Tensor, level: float, streams: Streams) -> Tensor:
         """P(NET2), (B, H, W, S), of the outcome made noisy."""
         logsnr = x0.new_full((len(x0),), level)
         alpha, sigma = (expand_to(value, x0) for value in alpha_sigma(logsnr))
         z_t = alpha * x0 + sigma * streams.normal(x0.shape[1:], x0.device)
-        return net2_probability(self.denoiser(z_t, logsnr, condition))
+        return net2_probability(denoise(z_t, logsnr))
 
 
 class ActivityAUC(EpochMetric):

@@ -31,15 +31,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bundle.cohort import CaseReader
 from bundle.data.datalist import load_split, with_outcome
-from bundle.denoiser import Denoiser
 from bundle.errors import report_in_one_line
 from bundle.evaluation import Evaluation, Scores, Scoring
 from bundle.files import written_whole
-from bundle.forecasting import EnsembleInferer, condition_of, one_call_heatmap
+from bundle.forecasting import EnsembleInferer, condition_of
 from bundle.forecasts import Diffusion, Forecast, Patient
 from bundle.inference import Guard
 from bundle.memory import keep_freed_memory
-from bundle.randomness import Streams
 from bundle.samplers import AncestralSampler
 from bundle.schedules import LogSNRUniformGrid, TimeUniformGrid
 from bundle.tables import TABLES, bootstrap_weights, ratio
@@ -134,17 +132,9 @@ class Preview:
         self.key = f"preview, {Diffusion(network, inferer, None).key}"
 
     def __call__(self, patient: Patient) -> Sequence[Forecast]:
-        heatmap = self.heatmap(patient.image[None], patient.case)[0].float().cpu().numpy() * patient.brain
+        image = patient.image[None].to(next(self.network.parameters()).device)
+        heatmap = self.inferer.heatmap(image, self.network)[0].float().cpu().numpy() * patient.brain
         return [Forecast(np.nan, np.full(1, np.nan), np.ones(1), heatmap=heatmap)]
-
-    @torch.inference_mode()
-    def heatmap(self, image: Tensor, case: str = "") -> Tensor:
-        """(1, H, W, S) of (1, 8, H, W, S)."""
-        device = next(self.network.parameters()).device
-        denoiser = Denoiser(self.network, self.inferer.prediction, self.inferer.foreground_weight)
-        streams = Streams.for_members(self.inferer.seed, case, range(1))
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.inferer.amp):
-            return one_call_heatmap(denoiser, condition_of(image.to(device)), self.inferer.schedule, streams)
 
 
 class Contestant:
@@ -167,7 +157,7 @@ class Contestant:
         image = image[None].to(self.device)
         if name == PREVIEW:
             self.members = 100  # of a right network no ensemble of 100 has a better heatmap
-            self.once = partial(Preview(network, inferer).heatmap, image)
+            self.once = partial(inferer.heatmap, image, network)
         elif name == PEER:
             from scripts.peers import DiffusersEnsemble
 

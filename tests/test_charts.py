@@ -54,12 +54,12 @@ def test_members_and_outcome_are_shown_as_radiologists_look(flair, brain):
     assert row < rows / 2 and column < columns / 2  # anterior is up, the patient's right on the left
 
 
-def test_the_heatmap_leaves_out_what_is_below_one_in_a_hundred(flair, brain):
+def test_the_heatmap_leaves_out_what_is_below_one_in_a_thousand(flair, brain):
     heatmap = np.zeros(SHAPE)
-    heatmap[5, 5, 2], heatmap[6, 5, 2], heatmap[7, 5, 2] = 0.009, 0.01, 0.5
+    heatmap[5, 5, 2], heatmap[6, 5, 2], heatmap[7, 5, 2] = 0.0009, 0.001, 0.5
     figure = charts.heatmap_and_outcome(flair, brain, heatmap, mask_at((7, 5, 2)))
     of_level = [axis for axis in figure.axes[:3] if drawn(axis)]
-    assert [sorted(value for *_, value in drawn(axis)) for axis in of_level] == [[0.01, 0.5]]
+    assert [sorted(value for *_, value in drawn(axis)) for axis in of_level] == [[0.001, 0.5]]
     assert len(of_level[0].collections) == 1  # the outline of what came
 
 

@@ -119,8 +119,8 @@ def test_upside_down_slices_keep_the_numbers_of_the_file():
     assert len(difference) and (difference[:, 0] % 1 > 0.8).all()  # the captions alone
 
 
-def test_shares_below_one_per_cent_and_outside_the_forecast_slices_are_not_drawn():
-    assert page(spot(14, 20, 7, 0.009)) == plain()
+def test_shares_below_one_per_mille_and_outside_the_forecast_slices_are_not_drawn():
+    assert page(spot(14, 20, 7, 0.0009)) == plain()
     assert page(spot(14, 20, 2), slices=(4, 10)) == page(slices=(4, 10))
 
 

@@ -58,10 +58,23 @@ def test_members_have_the_frequency_of_the_exact_denoiser(probability):
 
 def test_the_one_call_heatmap_is_the_prior():
     network = Prior(0.3)
-
-    denoiser = Denoiser(network, inferer().prediction, foreground_weight=1.0)
-    heatmap = one_call_heatmap(denoiser, condition_of(image(2)), Cosine(20, -20), Streams([1, 2]))
+    denoise = Denoiser(network, inferer().prediction, foreground_weight=1.0).given(condition_of(image(2)))
+    heatmap = one_call_heatmap(denoise, Streams([1, 2]).normal((2 * S, 6, 6)), Cosine(20, -20))
     torch.testing.assert_close(heatmap, torch.full((2, 6, 6, S), 0.3), rtol=0, atol=1e-3)
+    assert network.calls == 1
+
+
+def test_the_inferer_tells_the_heatmap_of_each_patient_in_one_call():
+    network = Prior(0.3)
+    draws = inferer()
+    draws.schedule = Cosine(20, -20)
+    heatmap = draws.heatmap(image(2, cases=["a", "b"]), network)
+    torch.testing.assert_close(heatmap, torch.full((2, 6, 6, S), 0.3), rtol=0, atol=1e-3)
+    assert network.calls == 1
+    torch.testing.assert_close(draws.heatmap(image(2, cases=["c", "b"]), network)[1:], heatmap[1:])
+    draws.guidance_scale = draws.arm_guidance_scale = 2.0
+    draws.heatmap(image(), network)
+    assert network.calls == 4  # guided as members are
 
 
 @pytest.mark.parametrize("sampler", [AncestralSampler(), DPMSolverPP2M()])

@@ -65,6 +65,9 @@ class OfArm:
         self.case = image.meta["case"]
         return members
 
+    def heatmap(self, image, network):
+        return torch.full((1, *image.shape[2:]), 0.01 * float(image[0, -1, 0, 0, 0]))
+
 
 def test_the_model_is_asked_for_the_arm_within_the_brain_and_leaves_the_patient_alone():
     brain = np.ones(SHAPE, bool)
@@ -73,6 +76,7 @@ def test_the_model_is_asked_for_the_arm_within_the_brain_and_leaves_the_patient_
     inferer = OfArm()
     (forecast,) = Diffusion(torch.nn.Linear(2, 2), inferer, LesionRule())(patient)
     assert forecast.member_counts.tolist() == [2, 2] and inferer.case == "sub-7"  # three, one of them outside the brain
+    np.testing.assert_allclose(forecast.heatmap, 0.03 * brain, rtol=1e-6)
     assert not patient.image.any()
 
 

@@ -181,6 +181,9 @@ class Recall(Inferer):
     def __call__(self, inputs, network):
         return (inputs[:, 6:7] + 1) / 2
 
+    def heatmap(self, inputs, network):
+        return (inputs[:, 6] + 1) / 2
+
 
 def placed_anew(case, root, space):
     """A copy of the two visits of a patient; `space` turns each image into another grid."""

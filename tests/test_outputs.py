@@ -13,7 +13,7 @@ from bundle.data.grid import SlabGrid
 from bundle.data.transforms import LoadCased, RestoreNatived
 from bundle.errors import InputError
 from bundle.lesions import LesionRule, Placed
-from bundle.outputs import SummariseMembersd, WriteForecastd, covered_slices, jeffreys_interval
+from bundle.outputs import ExpectHeatmapd, SummariseMembersd, WriteForecastd, covered_slices, jeffreys_interval
 
 GRID = SlabGrid(spacing_mm=(2, 2, 3), shape=(20, 24, 5))
 SHAPE = (40, 48, 5)  # at 1 x 1 x 3 mm the very slab
@@ -74,6 +74,29 @@ def patient(tmp_path):
 def written(patient, **settings):
     WriteForecastd(output_dir=patient.out, **settings)(patient.data)
     return {suffix: patient.folder / f"sub-1_desc-net2_{suffix}" for suffix in SUFFIXES}
+
+
+def test_a_heatmap_that_is_given_stays_inside_the_brain_and_leaves_counts_alone():
+    members = members_of_a_patient()
+    brain = torch.ones(1, *GRID.shape, dtype=torch.bool)
+    brain[..., 0] = False
+    expected = torch.full((1, *GRID.shape), 0.02)
+    affine = torch.tensor(GRID.affine(np.zeros(3)))
+    image = MetaTensor(torch.zeros(8, *GRID.shape), affine=affine, meta={"case": "sub-1"})
+    seen = []
+
+    class Inferer:
+        def heatmap(self, inputs, network):
+            seen.append((inputs.shape, inputs.meta["case"]))
+            return expected.to(torch.bfloat16)
+
+    case = {"image": image, "brain": brain, "case": "sub-1", "pred": members}
+    summed = SummariseMembersd()(ExpectHeatmapd(network=torch.nn.Linear(1, 1), inferer=Inferer())(case))
+    assert seen == [((1, 8, *GRID.shape), "sub-1")]
+    np.testing.assert_allclose(summed["pred"].numpy(), 0.02 * brain.numpy(), rtol=0.01)
+    without = SummariseMembersd()(case)
+    assert summed["forecast"] == without["forecast"] and torch.equal(summed["consensus"], without["consensus"])
+    assert without["pred"].max() == 1
 
 
 def test_the_heatmap_is_the_mean_of_the_opened_members_inside_the_brain():
