@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import NullLocator
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from bundle.arms import ARMS, CLASSES
@@ -50,20 +50,24 @@ def members_beside_outcome(flair: np.ndarray, brain: np.ndarray, members: np.nda
     return figure
 
 
-def heatmap_and_outcome(flair: np.ndarray, brain: np.ndarray, heatmap: np.ndarray, outcome: np.ndarray) -> Figure:
-    """The heatmap of an ensemble with the outline of what came (Favero et al. 2025, figure 2 right).
+def heatmaps_and_outcome(
+    flair: np.ndarray, brain: np.ndarray, heatmaps: Mapping[str, np.ndarray], outcome: np.ndarray
+) -> Figure:
+    """Heatmaps of a patient, a row each, with the outline of what came (Favero et al. 2025, figure 2 right).
 
     Args:
         flair, brain, outcome: as for `members_beside_outcome`.
-        heatmap: (H, W, S) in [0, 1].
+        heatmaps: by name, (H, W, S) in [0, 1].
     """
     levels = sorted(np.argsort(-outcome.sum(axis=(0, 1)), kind="stable")[:3])
-    figure, axes = _grid(1, len(levels), brain)
-    for axis, level in zip(axes[0], levels):
-        _grey(axis, flair, brain, level)
-        _heat(axis, heatmap, brain, level)
-        if outcome[..., level].any():
-            _outline(axis, outcome, brain, level)
+    figure, axes = _grid(len(heatmaps), len(levels), brain)
+    for row, (name, heatmap) in zip(axes, heatmaps.items()):
+        row[0].set_title(name, fontsize=10, loc="left")
+        for axis, level in zip(row, levels):
+            _grey(axis, flair, brain, level)
+            _heat(axis, heatmap, brain, level)
+            if outcome[..., level].any():
+                _outline(axis, outcome, brain, level)
     _scale(figure, axes)
     return figure
 
@@ -76,12 +80,12 @@ def six_arms(flair: np.ndarray, brain: np.ndarray, forecasts: Sequence[Forecast]
         forecasts: one per arm, in order of class index, with heatmaps.
     """
     level = int(np.argmax(sum(f.heatmap for f in forecasts).sum(axis=(0, 1))))
-    figure, axes = _grid(2, 3, brain)
+    figure, axes = _grid(2, 3, brain, lines=3)
     for axis, name, forecast in zip(axes.ravel(), ARMS, forecasts):
         _grey(axis, flair, brain, level)
         _heat(axis, forecast.heatmap, brain, level)
-        told = f"P(active) {forecast.p_active:.2f}, {forecast.expected_count:.1f} lesions expected"
-        axis.set_title(f"{name.replace('_', ' ')}\n{told}", fontsize=10)
+        told = f"P(active) {forecast.p_active:.2f}\n{forecast.expected_count:.1f} lesions expected"
+        axis.set_title(f"{name.replace('_', ' ')}\n{told}", fontsize=9)
     _scale(figure, axes)
     return figure
 
@@ -159,7 +163,7 @@ def reliability(scores: Mapping[str, Scores]) -> Figure:
     left.set(xlabel="P(active), mean of the bin", ylabel="share of patients active", title="Will there be a new lesion?")
     right.set(xscale="log", yscale="log", xlabel="probability of the voxel, mean of the bin", title="Will this voxel be NET2?")
     right.set(ylabel="share of voxels that became NET2", xlim=(1e-6, 1), ylim=(1e-6, 1))
-    left.legend(frameon=False, fontsize=8)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     return figure
 
 
@@ -178,8 +182,9 @@ def convergence(table: pd.DataFrame) -> Figure:
                 axis.annotate(f"{enough}", (enough, 1), xycoords=("data", "axes fraction"), va="top", fontsize=8)
         axis.set(title=metric, xlabel="members", xscale="log")
         axis.title.set_fontsize(9)
-        axis.xaxis.set_major_formatter(ScalarFormatter())
-        axis.xaxis.set_minor_formatter(NullFormatter())
+        sizes = [size for size in (1, 3, 10, 30, 100) if size <= table.members.max()]
+        axis.set_xticks(sizes, sizes)
+        axis.xaxis.set_minor_locator(NullLocator())
     return figure
 
 
@@ -210,10 +215,11 @@ def _wilson(share: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.minimum((middle - half) / (1 + z**2 / n), share), np.maximum((middle + half) / (1 + z**2 / n), share)
 
 
-def _grid(rows: int, columns: int, brain: np.ndarray) -> tuple[Figure, np.ndarray]:
+def _grid(rows: int, columns: int, brain: np.ndarray, lines: int = 1) -> tuple[Figure, np.ndarray]:
+    """Empty axes of the brain's shape, each with so many lines of text above."""
     high, wide = _box(brain)
     shape = (wide.stop - wide.start) / (high.stop - high.start)
-    figure = Figure(figsize=(2.6 * columns, 2.6 * rows * shape + 0.4 * rows), layout="constrained")
+    figure = Figure(figsize=(2.6 * columns, (2.6 * shape + 0.17 * lines) * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.ravel():
         axis.set_axis_off()

@@ -42,7 +42,8 @@ HEADINGS = {
         "Which voxels and lesions",
         "Lesions of the consensus (voxels that at least half of the ensemble marks) against those of the truth, both of at least "
         "3 mm3. A lesion is found if the other map's lesions cover more than 10 % of it, and those that make up 65 % of the overlap "
-        "lie outside with at most 70 % of their voxels (MSSEG). Voxel scores are over the brain within the slab.",
+        "lie outside with at most 70 % of their voxels (MSSEG). Voxel scores are over the brain within the slab; the model's are those of "
+        "its one-call heatmap.",
     ),
     "calibration": (
         "Can the probabilities be believed",
@@ -64,7 +65,7 @@ HEADINGS = {
     ),
     "members": (
         "How many members are enough",
-        "The first members of each ensemble alone, all patients. The line is where a figure has settled: from there on it stays within a "
+        "The first members of each ensemble alone, all patients; their voxel Brier score is that of the share of members. The line is where a figure has settled: from there on it stays within a "
         "tenth of its interval's width of its last value.",
     ),
 }
@@ -74,7 +75,7 @@ CAPTIONS = {
     "counts": "Forecast and true number of new lesions, patient by patient.",
     "reliability": "Said and came: P(active) with 95 % intervals, and the heatmap.",
     "members": "Three members of the ensemble beside what came.",
-    "heatmap": "Heatmap of the ensemble; the line is the outline of what came.",
+    "heatmap": "Heatmaps; the line is the outline of what came. Members drawn without end would agree on the lower one.",
     "arms": "One patient under each treatment, with the same noise.",
     "convergence": "Figures of merit over the size of the ensemble.",
 }
@@ -298,10 +299,13 @@ def _figures(
     ensemble.score()
     (packed,) = (of_patient["members"][0] for of_patient in ensemble.scores().values())
     members = np.unpackbits(packed, axis=1, count=brain.size).reshape(-1, *brain.shape) > 0
+    of_arms = evaluation.under_each_arm(model, item)
+    heatmaps = {f"share of {figure_members} members": members.mean(axis=0)}
+    heatmaps |= {"expected, in one call": f.heatmap for arm, f in enumerate(of_arms) if arm == seen.patient.arm}
     return figures | {
         "members": charts.members_beside_outcome(flair, brain, members, seen.outcome),
-        "heatmap": charts.heatmap_and_outcome(flair, brain, members.mean(axis=0), seen.outcome),
-        "arms": charts.six_arms(flair, brain, evaluation.under_each_arm(model, item)),
+        "heatmap": charts.heatmaps_and_outcome(flair, brain, heatmaps, seen.outcome),
+        "arms": charts.six_arms(flair, brain, of_arms),
         "convergence": charts.convergence(tables["members"]),
     }
 

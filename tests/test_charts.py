@@ -57,7 +57,7 @@ def test_members_and_outcome_are_shown_as_radiologists_look(flair, brain):
 def test_the_heatmap_leaves_out_what_is_below_one_in_a_thousand(flair, brain):
     heatmap = np.zeros(SHAPE)
     heatmap[5, 5, 2], heatmap[6, 5, 2], heatmap[7, 5, 2] = 0.0009, 0.001, 0.5
-    figure = charts.heatmap_and_outcome(flair, brain, heatmap, mask_at((7, 5, 2)))
+    figure = charts.heatmaps_and_outcome(flair, brain, {"one": heatmap, "none": 0 * heatmap}, mask_at((7, 5, 2)))
     of_level = [axis for axis in figure.axes[:3] if drawn(axis)]
     assert [sorted(value for *_, value in drawn(axis)) for axis in of_level] == [[0.001, 0.5]]
     assert len(of_level[0].collections) == 1  # the outline of what came
@@ -68,7 +68,7 @@ def test_each_arm_says_its_own_numbers(flair, brain):
     forecasts = [Forecast(n / 10, np.array([n, n + 1]), np.array([0.5, 0.5]), heatmap=heatmap) for n in range(6)]
     figure = charts.six_arms(flair, brain, forecasts)
     for n, (axis, arm) in enumerate(zip(figure.axes, ARMS)):
-        assert axis.get_title() == f"{arm.replace('_', ' ')}\nP(active) {n / 10:.2f}, {n + 0.5:.1f} lesions expected"
+        assert axis.get_title() == f"{arm.replace('_', ' ')}\nP(active) {n / 10:.2f}\n{n + 0.5:.1f} lesions expected"
 
 
 def scores_of(p, count, arm):
