@@ -201,7 +201,7 @@ def gap_closed(tables: Mapping[str, pd.DataFrame]) -> Figure:
         for _, row in table[table.metric == metric].iterrows():
             axis.plot(np.clip(row.gap_closed, -0.5, 1.3), -place, "o", color=colour(row.forecaster), ms=6, alpha=0.9)
     axis.set_yticks([-place for place in range(len(names))], names, fontsize=9)
-    axis.set(xlim=(-0.55, 1.35), xlabel="share of the gap closed: 0 Monte Carlo population, 1 oracle (clipped to the frame)")
+    axis.set(xlim=(-0.55, 1.35), xlabel="share of the gap closed: 0 population, 1 oracle (clipped to the frame)")
     for name in dict.fromkeys(table.forecaster):
         axis.plot([], [], "o", color=colour(name), label=name)
     figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=8)

@@ -29,6 +29,7 @@ from bundle.randomness import digest_of
 
 Values = NDArray[np.floating]
 FLOOR, CEILING = "population", "oracle"  # of every table
+FLOOR_OF_PLACES = "frequency_map"  # the population as a map: the floor where voxels are scored
 # Probabilities of a heatmap are sorted into these bins: 0, then 1000 steps of 1.4 % from 1e-6 to 1. That tells shares
 # of up to 70 members apart, and costs AP and AUC of smooth maps less than .001.
 BIN_EDGES = np.concatenate([[-np.inf], np.geomspace(1e-6, 1, 1001)[:-1], [np.inf]])
@@ -283,7 +284,8 @@ def select(names: Sequence[str] | str, registry: Mapping[str, Forecaster], datas
     for name in names:
         if name not in registry:
             raise InputError(f"no forecaster {name!r}", f"choose of {', '.join(registry)}")
-    wanted = {*names, FLOOR, CEILING} if is_simulated(dataset_dir) else {*names, FLOOR} - {CEILING}
+    measured_by = {FLOOR, FLOOR_OF_PLACES}
+    wanted = {*names, *measured_by, CEILING} if is_simulated(dataset_dir) else {*names, *measured_by} - {CEILING}
     return {name: forecaster for name, forecaster in registry.items() if name in wanted}
 
 

@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 
 from bundle import metrics
 from bundle.arms import CLASSES
-from bundle.evaluation import CEILING, FLOOR, Scores, Values
+from bundle.evaluation import CEILING, FLOOR, FLOOR_OF_PLACES, Scores, Values
 from bundle.forecasts import SCORED_REGIONS
 
 COLUMNS = ("metric", "arm", "forecaster", "value", "ci_low", "ci_high", "n", "gap_closed")
@@ -238,7 +238,8 @@ def long_table(metrics_: Sequence[Metric], scores: Mapping[str, Scores], draws: 
     The interval is the 95 % percentile interval of the bootstrap over patients within arms, with the same draws for all.
     Each forecaster that is neither baseline nor oracle nor truth is also compared with the baseline that does best at
     that metric in that arm, in pairs: "diffusion - regression". gap_closed is (value - floor) / (ceiling - floor), the floor being
-    the Monte Carlo population, the ceiling the oracle; NaN without these.
+    the Monte Carlo population, the frequency map where voxels are scored, of which the former says nothing; the ceiling the
+    oracle; NaN without these.
 
     Args:
         metrics_: rows.
@@ -260,7 +261,8 @@ def long_table(metrics_: Sequence[Metric], scores: Mapping[str, Scores], draws: 
 
 
 def _rows(metric: Metric, arm: str, n: int, measured: Mapping[str, Values]) -> list[tuple]:
-    floor, ceiling = (measured[name][0] if name in measured else np.nan for name in (FLOOR, CEILING))
+    floor_name = FLOOR if FLOOR in measured else FLOOR_OF_PLACES
+    floor, ceiling = (measured[name][0] if name in measured else np.nan for name in (floor_name, CEILING))
     gap = ceiling - floor if metric.higher_is_better is not None else np.nan
     gap = np.nan if abs(gap) < 1e-12 else gap
     rows = [(metric.name, arm, name, x[0], *_interval(x), n, (x[0] - floor) / gap) for name, x in measured.items()]

@@ -149,10 +149,11 @@ def test_under_each_arm_everything_else_stays_and_it_is_kept(tmp_path):
 
 
 def test_floor_and_ceiling_are_always_there_where_they_can_be(tmp_path):
-    registry = dict.fromkeys(("population", "oracle", "diffusion", "regression"))
-    assert set(select("diffusion", registry, tmp_path)) == {"diffusion", "population"}
-    assert set(select(["oracle"], registry, tmp_path)) == {"population"}
+    registry = dict.fromkeys(("population", "frequency_map", "oracle", "diffusion", "regression"))
+    floors = {"population", "frequency_map"}
+    assert set(select("diffusion", registry, tmp_path)) == {"diffusion", *floors}
+    assert set(select(["oracle"], registry, tmp_path)) == floors
     (tmp_path / "derivatives" / "truth").mkdir(parents=True)
-    assert set(select(["diffusion"], registry, tmp_path)) == {"diffusion", "population", "oracle"}
+    assert set(select(["diffusion"], registry, tmp_path)) == {"diffusion", *floors, "oracle"}
     with pytest.raises(InputError, match="no forecaster 'magic'; choose of population"):
         select(["magic"], registry, tmp_path)

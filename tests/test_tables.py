@@ -196,6 +196,20 @@ def test_rows_gaps_and_differences():
     assert arms["all"] == N == arms.drop("all").sum() and len(arms) == 4
 
 
+def test_where_the_floor_says_nothing_of_voxels_the_frequency_map_takes_its_place():
+    voxels = {name: made_scores(seed, skill=skill) for seed, (name, skill) in enumerate(
+        [("frequency_map", 0.2), ("diffusion", 0.6), ("oracle", 1.0)], start=1)}  # fmt: skip
+    silent = made_scores(7, skill=0.1)
+    silent = Scores(silent.cases, {name: silent[name] for name in silent.values if name != "voxels"})
+    table = long_table([metric("voxel average precision"), metric("AUC")], {"population": silent, **voxels}, draws=5)
+    rows = table[table.arm == "all"].set_index(["metric", "forecaster"])
+    of_voxels, of_activity = rows.loc["voxel average precision"], rows.loc["AUC"]
+    assert "population" not in of_voxels.index and of_voxels.gap_closed["frequency_map"] == 0
+    floor, ceiling = of_voxels.value["frequency_map"], of_voxels.value["oracle"]
+    assert of_voxels.gap_closed["diffusion"] == pytest.approx((of_voxels.value["diffusion"] - floor) / (ceiling - floor))
+    assert of_activity.gap_closed["population"] == 0 != of_activity.gap_closed["frequency_map"]
+
+
 def test_paired_intervals_are_narrower_than_those_of_independent_draws():
     one = made_scores(2)
     alike = Scores(one.cases, dict(one.values) | {"log_count": one["log_count"] + 0.01})
