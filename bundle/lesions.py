@@ -159,14 +159,14 @@ class Site:
     centre_mm: its strongest voxel in world millimetres (RAS+).
     radius_mm: how far the place reaches.
     probability: share of members that mark a voxel within the radius.
-    peak_frequency: share of members that mark the strongest voxel itself.
+    peak_probability: what the heatmap gives to the strongest voxel itself.
     region: where the strongest voxel lies, None without a segmentation.
     """
 
     centre_mm: tuple[float, float, float]
     radius_mm: float
     probability: float
-    peak_frequency: float
+    peak_probability: float
     region: str | None
 
 
@@ -199,39 +199,38 @@ def lesion_table(lesions: Placed, *, dseg: Placed | None = None, members: Placed
 
 
 def likely_sites(
-    members: Placed, *, dseg: Placed | None = None, limit: int = 10, radius_mm: float = 10.0
+    heatmap: Placed, members: Placed, *, dseg: Placed | None = None, limit: int = 10, radius_mm: float = 10.0
 ) -> list[Site]:
-    """Up to `limit` places, at least two radii apart, around which members mark most, the most probable first.
+    """Up to `limit` places, at least two radii apart, that the heatmap makes most of, the most probable first.
 
     A new lesion is rare and members rarely agree on a voxel, but often on a place: so places are sought in the heatmap
-    smoothed by a Gaussian of half the radius, among voxels that a member marks.
+    smoothed by a Gaussian of half the radius. Sought among the members themselves their shares would be those of the luckiest. Places
+    at which no member marks anything are left out.
 
     Args:
-        members: marks (K, H, W, S), bool.
+        heatmap: (H, W, S) in [0, 1].
+        members: marks (K, H, W, S), bool, on the same grid.
         dseg: FreeSurfer labels on any grid of the same world.
     """
-    heatmap = members.values.mean(axis=0)
-    marked = np.argwhere(heatmap > 0)
-    sigma = radius_mm / 2 / voxel_sizes(members.affine)
-    strength = ndimage.gaussian_filter(heatmap, sigma, mode="constant")[tuple(marked.T)]
-    points_mm = apply_affine(members.affine, marked)
+    sigma = radius_mm / 2 / voxel_sizes(heatmap.affine)
+    strength = ndimage.gaussian_filter(heatmap.values, sigma, mode="constant") * (heatmap.values > 0)
+    points_mm = apply_affine(heatmap.affine, np.argwhere(np.ones(strength.shape, bool))).reshape(*strength.shape, 3)
     sites = []
-    while len(sites) < limit and len(marked):
-        centre = points_mm[strength.argmax()]
-        peak = marked[strength.argmax()]
-        distance_mm = np.linalg.norm(points_mm - centre, axis=1)
+    while len(sites) < limit and strength.any():
+        strongest = np.unravel_index(strength.argmax(), strength.shape)
+        centre_mm = points_mm[strongest]
+        distance_mm = np.linalg.norm(points_mm - centre_mm, axis=-1)
         sites.append(
             Site(
-                centre_mm=tuple(centre.tolist()),
+                centre_mm=tuple(centre_mm.tolist()),
                 radius_mm=radius_mm,
                 probability=share_marking(points_mm[distance_mm <= radius_mm], members),
-                peak_frequency=float(heatmap[tuple(peak)]),
-                region=None if dseg is None else region_of(centre[None], dseg),
+                peak_probability=float(heatmap.values[strongest]),
+                region=None if dseg is None else region_of(centre_mm[None], dseg),
             )
         )
-        far = distance_mm > 2 * radius_mm
-        marked, points_mm, strength = marked[far], points_mm[far], strength[far]
-    return sorted(sites, key=lambda site: -site.probability)
+        strength[distance_mm <= 2 * radius_mm] = 0
+    return sorted((site for site in sites if site.probability), key=lambda site: -site.probability)
 
 
 def region_of(points_mm: np.ndarray, dseg: Placed) -> str | None:

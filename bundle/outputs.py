@@ -68,6 +68,7 @@ class SummariseMembersd(MapTransform):
         pred: the heatmap (1, H, W, S), float32: `heatmap` where there is one (`ExpectHeatmapd`), else the share of members
             with a lesion at the voxel.
     and adds
+        heatmap: the same (H, W, S), to stay on the slab.
         members: (K, H, W, S) bool, each member's lesions.
         consensus: (1, H, W, S) float32 in {0, 1}, the rule applied to the share of members at `consensus_threshold`.
         forecast: dict with p_active, its interval, count and volume_ml; `WriteForecastd` completes it.
@@ -99,6 +100,7 @@ class SummariseMembersd(MapTransform):
             volumes_ml = marks.sum(axis=(1, 2, 3)) * voxel_volume_mm3(affine) / 1000
             output |= {
                 key: _on_slab(heatmap[None], affine),
+                "heatmap": _on_slab(heatmap, affine),
                 "members": _on_slab(marks, affine),
                 "consensus": _on_slab(consensus[None].astype(np.float32), affine),
                 "forecast": summarise(labels.max(axis=(1, 2, 3)), volumes_ml),
@@ -162,13 +164,13 @@ class WriteForecastd(MapTransform):
                 raise not_writable(folder, error.strerror, output["case"]) from error
         return output
 
-    def _make(self, data: Mapping[Hashable, Any], heatmap: MetaTensor) -> tuple[dict[str, Any], dict[str, bytes]]:
+    def _make(self, data: Mapping[Hashable, Any], native: MetaTensor) -> tuple[dict[str, Any], dict[str, bytes]]:
         """The report, and the bytes of the files by the end of their names."""
-        path, affine = Path(heatmap.meta["filename_or_obj"]), heatmap.affine.numpy()
-        shares = heatmap.numpy()[0].clip(0, 1)
+        path, affine = Path(native.meta["filename_or_obj"]), native.affine.numpy()
+        shares = native.numpy()[0].clip(0, 1)
         consensus = data["consensus"].numpy()[0] >= 0.5
         case = find_case(path, arm=int(data["arm"]))
-        members = Placed(data["members"].numpy(), data["image"].affine.numpy())
+        heatmap, members = (Placed(data[name].numpy(), data["image"].affine.numpy()) for name in ("heatmap", "members"))
         dseg = None
         if case.dseg is not None:
             regions = read_volume(case.dseg, case.id)
@@ -184,7 +186,7 @@ class WriteForecastd(MapTransform):
                 "arm": CLASSES[case.arm],
                 **data["forecast"],
                 "lesions": [asdict(lesion) for lesion in lesion_table(lesions, dseg=dseg, members=members)],
-                "likely_sites": [asdict(site) for site in likely_sites(members, dseg=dseg)],
+                "likely_sites": [asdict(site) for site in likely_sites(heatmap, members, dseg=dseg)],
                 "field_of_view": _field_of_view(slices, shares.shape, affine),
                 **self.settings,
                 "weights_sha256": self.weights_sha256,

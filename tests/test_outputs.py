@@ -194,7 +194,7 @@ def test_the_report_holds_these_and_only_these(patient, tmp_path):
     assert (report["seed"], report["num_steps"], report["guidance_scale"]) == (3, 20, 1.0)
     assert report["weights_sha256"] == hashlib.sha256(b"weights").hexdigest()
     assert set(report["lesions"][0]) == {"centroid_mm", "volume_mm3", "region", "probability"}
-    assert set(report["likely_sites"][0]) == {"centre_mm", "radius_mm", "probability", "peak_frequency", "region"}
+    assert set(report["likely_sites"][0]) == {"centre_mm", "radius_mm", "probability", "peak_probability", "region"}
     assert report["field_of_view"] | {"statement": ""} == {
         "axis": 2, "first_slice": 0, "last_slice": 4, "num_slices": 5, "statement": "",
     }  # fmt: skip
