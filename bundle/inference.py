@@ -96,8 +96,19 @@ class Guarded:
         return self.guard.call(self.transform, data, data)
 
 
+def run_preview(dataset: ReadableCases, transform: Callable[[Any], Any], guard: Guard) -> None:
+    """Write the one-call heatmap of every readable case; exit code as that of `run_inference`."""
+    for data in dataset:
+        guard.call(transform, data, None)
+    _tell_failures(guard)
+
+
 def run_inference(evaluator: Engine, guard: Guard) -> None:
     """Forecast every readable case; ends the program with exit code 1 if there were others, each told in its line."""
     evaluator.run()
+    _tell_failures(guard)
+
+
+def _tell_failures(guard: Guard) -> None:
     if guard.failures:
         sys.exit(f"{len(guard.failures)} case(s) not forecast")

@@ -37,11 +37,14 @@ class ExpectHeatmapd(MapTransform):
     """Image -> the heatmap that members drawn without end would agree on, by one network call.
 
     A new lesion is rare and may lie in many places, so that 20 members leave most places of some probability empty. Adds
-    `heatmap` (1, H, W, S) float32 in [0, 1].
+    `heatmap` (1, H, W, S) float32 in [0, 1], 0 outside `brain` (1, H, W, S).
 
     Args:
         keys: image (8, H, W, S).
         network, inferer: those that draw the members.
+
+    Raises:
+        InputError: the heatmap is not finite.
     """
 
     def __init__(self, keys: KeysCollection = "image", *, network: nn.Module, inferer: EnsembleInferer) -> None:
@@ -52,7 +55,10 @@ class ExpectHeatmapd(MapTransform):
         output = dict(data)
         device = next(self.network.parameters()).device
         for key in self.key_iterator(output):
-            output["heatmap"] = self.inferer.heatmap(output[key][None].to(device), self.network).float()
+            heatmap = self.inferer.heatmap(output[key][None].to(device), self.network).float().cpu()
+            if not heatmap.isfinite().all():
+                raise not_finite(output["case"])
+            output["heatmap"] = heatmap * output["brain"].cpu()
         return output
 
 
@@ -91,12 +97,12 @@ class SummariseMembersd(MapTransform):
         for key in self.key_iterator(output):
             members = np.asarray(output[key].detach().float().cpu())
             if not np.isfinite(members).all():
-                raise InputError("the network's answer is not finite", "use other weights", case=output["case"])
+                raise not_finite(output["case"])
             labels = np.stack([self.rule.label(member * brain, affine) for member in members])
             marks = labels > 0
             shares = marks.mean(axis=0, dtype=np.float32)
             consensus = self.consensus_rule.label(shares, affine) > 0
-            heatmap = np.asarray(output["heatmap"].cpu())[0] * brain if "heatmap" in output else shares
+            heatmap = np.asarray(output["heatmap"])[0] if "heatmap" in output else shares
             volumes_ml = marks.sum(axis=(1, 2, 3)) * voxel_volume_mm3(affine) / 1000
             output |= {
                 key: _on_slab(heatmap[None], affine),
@@ -156,12 +162,7 @@ class WriteForecastd(MapTransform):
         output = dict(data)
         for key in self.key_iterator(output):
             forecast, files = self._make(output, output[key])
-            folder = self.output_dir / output["case"]
-            named = {f"{output['case']}_desc-net2_{suffix}": content for suffix, content in files.items()}
-            try:
-                output |= {"forecast": forecast, "files": write_together(folder, named)}
-            except OSError as error:
-                raise not_writable(folder, error.strerror, output["case"]) from error
+            output |= {"forecast": forecast, "files": _write_case(self.output_dir, output["case"], files)}
         return output
 
     def _make(self, data: Mapping[Hashable, Any], native: MetaTensor) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -205,11 +206,42 @@ class WriteForecastd(MapTransform):
             old_lesions=None if old is None else read_mask(old, case.id).data > 0,
         )
         return forecast, {
-            "probseg.nii.gz": nifti_bytes(shares.astype(np.float32), path),
-            "mask.nii.gz": nifti_bytes(consensus.astype(np.uint8), path),
-            "forecast.json": json.dumps(forecast, indent=2).encode(),
-            "forecast.png": page,
+            "net2_probseg.nii.gz": nifti_bytes(shares.astype(np.float32), path),
+            "net2_mask.nii.gz": nifti_bytes(consensus.astype(np.uint8), path),
+            "net2_forecast.json": json.dumps(forecast, indent=2).encode(),
+            "net2_forecast.png": page,
         }
+
+
+class WritePreviewd(MapTransform):
+    """Writes a heatmap alone: <output_dir>/<case>/<case>_desc-preview_probseg.nii.gz.
+
+    Args:
+        keys: heatmap (1, X, Y, Z) on the grid of the patient's FLAIR, as `RestoreNatived` leaves it.
+        output_dir: gets a folder per case.
+
+    Adds `files`, its path.
+
+    Raises:
+        InputError: the output folder cannot be written.
+    """
+
+    def __init__(self, keys: KeysCollection = "heatmap", *, output_dir: str | Path) -> None:
+        super().__init__(keys)
+        self.output_dir = Path(output_dir)
+        check_writable(self.output_dir)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        output = dict(data)
+        for key in self.key_iterator(output):
+            native = nifti_bytes(output[key].numpy()[0].clip(0, 1), Path(output[key].meta["filename_or_obj"]))
+            output["files"] = _write_case(self.output_dir, output["case"], {"preview_probseg.nii.gz": native})
+        return output
+
+
+def not_finite(case: str) -> InputError:
+    """What is told when a network answers with something else than numbers."""
+    return InputError("the network's answer is not finite", "use other weights", case=case)
 
 
 def summarise(counts: np.ndarray, volumes_ml: np.ndarray) -> dict[str, Any]:
@@ -264,6 +296,14 @@ def covered_slices(native: Placed, slab: Placed) -> tuple[int, int]:
     index = nib.affines.apply_affine(np.linalg.inv(native.affine) @ slab.affine, ends)[:, axis]
     first, last = np.clip([np.ceil(index.min()), np.floor(index.max())], 0, native.values.shape[axis] - 1)
     return int(first), int(last)
+
+
+def _write_case(output_dir: Path, case: str, files: Mapping[str, bytes]) -> list[Path]:
+    folder = output_dir / case
+    try:
+        return write_together(folder, {f"{case}_desc-{suffix}": content for suffix, content in files.items()})
+    except OSError as error:
+        raise not_writable(folder, error.strerror, case) from error
 
 
 def _on_slab(values: np.ndarray, affine: np.ndarray) -> MetaTensor:

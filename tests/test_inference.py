@@ -232,6 +232,26 @@ def test_a_forecast_returns_to_its_place_whatever_the_scans_grid(forecast, patie
     assert not heatmap.get_fdata()[nib.load(case.brain["w048"]).get_fdata() == 0].any()
 
 
+def test_a_preview_is_the_heatmap_alone_in_one_call_a_patient(configure, forecast_of_one, patient, tmp_path):
+    config = configure(output_dir=str(tmp_path / "out"), case=patient.id)
+    calls = []
+    config.get_parsed_content("network").unet.register_forward_pre_hook(lambda unet, inputs: calls.append(len(inputs[0])))
+    config.get_parsed_content("preview")
+    assert calls == [1]
+    assert list(contents(tmp_path / "out")) == [f"{patient.id}/{patient.id}_desc-preview_probseg.nii.gz"]
+    preview = nib.load(next((tmp_path / "out").rglob("*.nii.gz")))
+    heatmap = nib.load(file_of(forecast_of_one, patient.id, "probseg.nii.gz"))
+    np.testing.assert_array_equal(preview.affine, heatmap.affine)
+    np.testing.assert_allclose(preview.get_fdata(), heatmap.get_fdata(), rtol=1e-5, atol=1e-7)
+
+
+def test_a_preview_tells_whom_it_leaves_out(configure, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="1 case"):
+        configure(output_dir=str(tmp_path / "out"), case="sub-none").get_parsed_content("preview")
+    assert "no patient 'sub-none'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_turned_axes_give_the_very_same_forecast(forecast, forecast_of_one, patient, tmp_path):
     place = placed_anew(patient, tmp_path / "data", in_lps)
     folder = forecast(tmp_path / "out", case=str(place), arm=patient.arm)

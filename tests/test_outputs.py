@@ -94,6 +94,7 @@ def test_a_heatmap_that_is_given_stays_inside_the_brain_and_leaves_counts_alone(
     summed = SummariseMembersd()(ExpectHeatmapd(network=torch.nn.Linear(1, 1), inferer=Inferer())(case))
     assert seen == [((1, 8, *GRID.shape), "sub-1")]
     np.testing.assert_allclose(summed["pred"].numpy(), 0.02 * brain.numpy(), rtol=0.01)
+    assert torch.equal(summed["heatmap"], summed["pred"][0])
     without = SummariseMembersd()(case)
     assert summed["forecast"] == without["forecast"] and torch.equal(summed["consensus"], without["consensus"])
     assert without["pred"].max() == 1
