@@ -9,10 +9,10 @@ ROOT = Path(__file__).parents[1]
 CORE = {"schedules", "prediction", "denoiser", "losses", "samplers", "randomness", "metrics", "slabs", "arms", "errors"}
 # Lower may not import higher; modules of one rank may not import each other unless listed in WITHIN.
 RANKS = [
-    {"arms", "slabs", "errors", "files", "randomness", "schedules", "prediction", "metrics", "networks", "lesions"},
+    {"arms", "slabs", "errors", "files", "randomness", "schedules", "prediction", "metrics", "networks", "lesions", "memory"},
     {"denoiser", "samplers", "data", "simulation", "figures"},
-    {"losses", "forecasting", "outputs", "inference"},
-    {"training", "validation", "forecasts"},
+    {"losses", "forecasting", "inference"},
+    {"training", "validation", "forecasts", "outputs"},
     {"cohort"},
     {"baselines", "ceilings", "evaluation"},
     {"tables"},
