@@ -8,7 +8,7 @@ References:
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +17,16 @@ from torch import nn
 
 from bundle import metrics
 from bundle.arms import ARMS
-from bundle.evaluation import CEILING, FLOOR, Evaluation, Values
+from bundle.evaluation import Evaluation, Values
 from bundle.forecasting import EnsembleInferer
 from bundle.forecasts import Diffusion, Forecast, Forecaster
 from bundle.lesions import LesionRule
 from bundle.simulation.oracle import read_truth
-from bundle.tables import COLUMNS, bootstrap_weights
+from bundle.tables import COLUMNS, bootstrap_weights, gap_closed
 from bundle.training import load_weights
 
 BY_EFFICACY = ("avonex", "interferon_beta_1a", "dimethyl_fumarate", "ocrelizumab")  # low, mild, moderate, high
-SCALED = ("PEHE", "policy value", "policy value, few")
+SCALED = ("PEHE", "policy value", "policy value, few")  # have a better and a worse
 SPARSE, ELSE, SHARE = "ocrelizumab", "interferon_beta_1a", 0.25  # who gets the better drug, if few can
 
 
@@ -81,11 +81,10 @@ def effects_table(expected: Mapping[str, Values], true: Values, given: Values, d
         given: (N,), class index of the arm each patient was given; the bootstrap keeps their numbers.
     """
     weights = bootstrap_weights(given, draws)
-    rows = []
+    measured: dict[tuple[str, str], dict[str, Values]] = {}
 
-    def add(metric: str, arms: str, name: str, values: Values) -> None:
-        value = metrics.weighted_mean(values, weights)
-        rows.append(_row(metric, arms, name, value, len(values)))
+    def add(metric: str, arms: str, name: str, values: Values, of_mean: Callable[[Values], Values] = np.asarray) -> None:
+        measured.setdefault((metric, arms), {})[name] = of_mean(metrics.weighted_mean(values, weights))
 
     for first, second in itertools.combinations(range(len(ARMS)), 2):
         pair = f"{ARMS[first]} - {ARMS[second]}"
@@ -95,8 +94,7 @@ def effects_table(expected: Mapping[str, Values], true: Values, given: Values, d
             forecast = counts[:, first] - counts[:, second]
             add("ATE", pair, name, forecast)
             add("ATE error", pair, name, forecast - effect)
-            squared = metrics.weighted_mean(np.square(forecast - effect), weights)
-            rows.append(_row("PEHE", pair, name, np.sqrt(squared), len(effect)))
+            add("PEHE", pair, name, np.square(forecast - effect), np.sqrt)
     for name, counts in (expected | {"truth": true}).items():
         best = np.take_along_axis(true, counts.argmin(axis=1)[:, None], axis=1)[:, 0]
         add("policy value", "all", name, best)
@@ -104,17 +102,13 @@ def effects_table(expected: Mapping[str, Values], true: Values, given: Values, d
     ordered = [ARMS.index(arm) for arm in BY_EFFICACY]
     for name, counts in expected.items():
         add("monotone in efficacy", "all", name, (np.diff(counts[:, ordered], axis=1) <= 0).all(axis=1).astype(float))
-    return with_gap(pd.DataFrame(rows, columns=list(COLUMNS)))
-
-
-def with_gap(table: pd.DataFrame) -> pd.DataFrame:
-    """Fills gap_closed of those metrics that have a better and a worse: PEHE and policy values."""
-    for _, rows in table[table.metric.isin(SCALED)].groupby(["metric", "arm"]):
-        values = rows.set_index("forecaster").value
-        if {FLOOR, CEILING} <= set(values.index) and abs(values[CEILING] - values[FLOOR]) > 1e-12:
-            gap = (rows.value - values[FLOOR]) / (values[CEILING] - values[FLOOR])
-            table.loc[rows.index, "gap_closed"] = gap
-    return table
+    rows = []
+    for (metric, arms), by_name in measured.items():
+        closed = gap_closed(by_name, higher_is_better=False) if metric in SCALED else dict.fromkeys(by_name, np.nan)
+        for name, values in by_name.items():
+            low, high = np.nanpercentile(values[1:], [2.5, 97.5])
+            rows.append((metric, arms, name, values[0], low, high, len(true), closed[name]))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def targeted(counts: Values, true: Values) -> Values:
@@ -129,8 +123,3 @@ def targeted(counts: Values, true: Values) -> Values:
     equal = np.array([(gain == g).sum() for g in gain])
     chance = np.clip((places - above) / equal, 0, 1)
     return chance * true[:, few] + (1 - chance) * true[:, others]
-
-
-def _row(metric: str, arms: str, name: str, values: Values, n: int) -> tuple:
-    low, high = np.nanpercentile(values[1:], [2.5, 97.5])
-    return metric, arms, name, values[0], low, high, n, np.nan

@@ -93,7 +93,7 @@ img { max-width: 100% } figure { margin: 1em 0 } figcaption, .note { color: #555
 <p class="notice">Research use only. Not a medical device.</p>
 <p>{{ facts }}</p>
 <p class="note">Value and 95 % interval of a bootstrap over patients within arms (the same draws for all). In green the share of the gap from
-the Monte Carlo population (of voxel scores: the frequency map) to the best possible forecast that is closed. In italics the difference, in pairs, from the best
+the Monte Carlo population (of voxel scores: the frequency map) to the best possible forecast that is closed, where there is a gap beyond chance. In italics the difference, in pairs, from the best
 of the baselines at that figure in that arm.</p>
 {% for name in leading %}{{ figure(name) }}{% endfor %}
 {% for section in sections %}

@@ -237,9 +237,7 @@ def long_table(metrics_: Sequence[Metric], scores: Mapping[str, Scores], draws: 
 
     The interval is the 95 % percentile interval of the bootstrap over patients within arms, with the same draws for all.
     Each forecaster that is neither baseline nor oracle nor truth is also compared with the baseline that does best at
-    that metric in that arm, in pairs: "diffusion - regression". gap_closed is (value - floor) / (ceiling - floor), the floor being
-    the Monte Carlo population, the frequency map where voxels are scored, of which the former says nothing; the ceiling the
-    oracle; NaN without these.
+    that metric in that arm, in pairs: "diffusion - regression". gap_closed is that of `gap_closed`.
 
     Args:
         metrics_: rows.
@@ -261,11 +259,8 @@ def long_table(metrics_: Sequence[Metric], scores: Mapping[str, Scores], draws: 
 
 
 def _rows(metric: Metric, arm: str, n: int, measured: Mapping[str, Values]) -> list[tuple]:
-    floor_name = FLOOR if FLOOR in measured else FLOOR_OF_PLACES
-    floor, ceiling = (measured[name][0] if name in measured else np.nan for name in (floor_name, CEILING))
-    gap = ceiling - floor if metric.higher_is_better is not None else np.nan
-    gap = np.nan if abs(gap) < 1e-12 else gap
-    rows = [(metric.name, arm, name, x[0], *_interval(x), n, (x[0] - floor) / gap) for name, x in measured.items()]
+    closed = dict.fromkeys(measured, np.nan) if metric.higher_is_better is None else gap_closed(measured, metric.higher_is_better)
+    rows = [(metric.name, arm, name, x[0], *_interval(x), n, closed[name]) for name, x in measured.items()]
     baselines = {name: measured[name][0] for name in BASELINES if name in measured and np.isfinite(measured[name][0])}
     if metric.higher_is_better is None or not baselines:
         return rows
@@ -275,6 +270,28 @@ def _rows(metric: Metric, arm: str, n: int, measured: Mapping[str, Values]) -> l
             difference = measured[name] - measured[best]
             rows.append((metric.name, arm, f"{name} - {best}", difference[0], *_interval(difference), n, np.nan))
     return rows
+
+
+def gap_closed(measured: Mapping[str, Values], higher_is_better: bool) -> dict[str, float]:
+    """(value - floor) / (ceiling - floor) by forecaster.
+
+    The floor is the Monte Carlo population, or the frequency map where voxels are scored, of which the former says nothing; the
+    ceiling is the oracle. NaN without these, and where the ceiling is not above the floor beyond what chance can make (the
+    95 % interval of their difference in pairs): a share of such a gap would be noise divided by noise.
+
+    Args:
+        measured: bootstrap values by forecaster, the first of each being that of the sample itself.
+        higher_is_better: else lower.
+    """
+    floor = measured.get(FLOOR, measured.get(FLOOR_OF_PLACES))
+    ceiling = measured.get(CEILING)
+    if floor is None or ceiling is None:
+        return dict.fromkeys(measured, np.nan)
+    gap = ceiling - floor
+    low, high = _interval(gap)
+    if not (low > 0 if higher_is_better else high < 0):
+        return dict.fromkeys(measured, np.nan)
+    return {name: float((values[0] - floor[0]) / gap[0]) for name, values in measured.items()}
 
 
 def _interval(replicates: Values) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from bundle.tables import (
     Recalibration,
     all_tables,
     bootstrap_weights,
+    gap_closed,
     heatmap_bins,
     long_table,
     members_table,
@@ -194,6 +195,18 @@ def test_rows_gaps_and_differences():
     assert set(everyone.index) == {*scores, "diffusion - regression"}
     arms = table[(table.metric == "AUC") & (table.forecaster == "diffusion")].set_index("arm").n
     assert arms["all"] == N == arms.drop("all").sum() and len(arms) == 4
+
+
+@pytest.mark.parametrize(
+    ("ceiling", "higher_is_better", "closed"),
+    [([3, 2.5, 3.5], True, 0.5), ([3, 0.9, 3.5], True, None), ([0.5, 0.4, 0.6], True, None), ([0, 0, 0.2], False, -1.0)],
+)
+def test_a_gap_that_chance_could_make_is_none(ceiling, higher_is_better, closed):
+    """Draws are paired; the model lies at 2, the floor at 1."""
+    measured = {"population": np.ones(3), "diffusion": np.full(3, 2.0), "oracle": np.array(ceiling, float)}
+    told = gap_closed(measured, higher_is_better)
+    assert np.isnan(told["diffusion"]) if closed is None else told == {"population": 0, "oracle": 1, "diffusion": closed}
+    assert np.isnan(list(gap_closed({"diffusion": np.ones(3)}, True).values())).all()
 
 
 def test_where_the_floor_says_nothing_of_voxels_the_frequency_map_takes_its_place():
