@@ -18,6 +18,7 @@ from bundle import __version__, charts
 from bundle.arms import arm_index
 from bundle.counterfactual import effects_table, expected_counts, true_counts
 from bundle.data.datalist import load_split, with_outcome
+from bundle.errors import InputError
 from bundle.evaluation import Evaluation, Scores, is_simulated, sharing
 from bundle.files import written_whole
 from bundle.tables import TABLES, Recalibration, all_tables
@@ -249,7 +250,12 @@ def compare_arms(comparison: Evaluation, compared_patients: int, case: str | Non
         comparison: of forecasters from w000 alone.
         compared_patients: so many of its items are measured; none if the trial is not a simulated one.
         case: the patient of the figure, by default the first.
+
+    Raises:
+        InputError: the model is not among the forecasters.
     """
+    if model not in comparison.forecasters:
+        raise InputError("no weights of the model of w000 alone", "train it, or give their path with --weights_w000")
     compared = _first(comparison, compared_patients)
     with sharing() as (rank, world):
         expected_counts(compared, rank, world)

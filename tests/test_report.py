@@ -14,10 +14,15 @@ from monai.bundle import ConfigParser
 from conftest import ROOT, TINY, start_bundle
 
 from bundle.arms import ARMS
+from bundle.errors import InputError
 from bundle.forecasts import SCORED_REGIONS
+from bundle.report import compare_arms
 from bundle.tables import COLUMNS
 
-FEW = TINY | {"num_members": 3, "num_steps": 2, "split": "all", "calibration_split": "training", "compared_patients": 4, "figure_members": 5}
+FEW = TINY | {
+    "num_members": 3, "num_steps": 2, "split": "all", "calibration_split": "training", "compared_patients": 4, "figure_members": 5,
+    "weights_w000": "none",
+}  # fmt: skip
 TABLES = ("regions", "activity", "log_count", "detection", "calibration", "counts", "counterfactual")
 FIGURES = ("arms", "convergence", "counts", "gap_closed", "heatmap", "members", "reliability", "roc_pr")
 
@@ -140,7 +145,8 @@ def command(trial, tiny_weights, tmp_path):
             config = resolved("evaluate.json", **FEW).get()
         overlay = tmp_path / "tiny.json"
         overlay.write_text(json.dumps({name: config[name] for name in ("network_def", "grid", "device")}))
-        settings = {name: FEW[name] for name in ("num_members", "num_steps", "split", "compared_patients", "figure_members")}
+        names = ("num_members", "num_steps", "split", "compared_patients", "figure_members", "weights_w000")
+        settings = {name: FEW[name] for name in names}
         return start_bundle(
             "evaluating", f"['configs/evaluate.json','{overlay}']", launcher,
             **settings | dict(dataset_dir=trial, weights=tiny_weights, output_dir=output_dir, calibration_split="none"),
@@ -185,12 +191,20 @@ def test_what_cannot_be_is_told_in_one_line(command, tmp_path):
     assert output.splitlines()[-1].startswith("error: no forecaster 'magic'; choose of ")
 
 
+def test_without_weights_of_w000_there_is_nothing_to_compare(trial, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    settings = {"dataset_dir": str(trial), "output_dir": str(tmp_path / "out"), "split": "all"}
+    comparison = resolved("counterfactual.json", **TINY, **settings).get_parsed_content("comparison")
+    with pytest.raises(InputError, match="no weights of the model of w000 alone; train it, or give their path with --weights_w000"):
+        compare_arms(comparison, 4)
+
+
 @pytest.mark.slow
 def test_the_model_of_w000_alone_is_trained_and_compared(trial, tmp_path):
     """configs/counterfactual.json as it stands: its macros resolve, both stages run, and the effects are measured."""
     training = {"batch_size": 2, "epoch_length": 2, "pretraining_epochs": 1, "finetuning_epochs": 1, "num_warmup": 1}
     settings = FEW | training | {"dataset_dir": str(trial), "output_dir": str(tmp_path)}
-    settings = {name: settings[name] for name in settings if name not in ("calibration_split", "figure_members")}
+    settings = {name: settings[name] for name in settings if name not in ("calibration_split", "figure_members", "weights_w000")}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         config = resolved("counterfactual.json", **settings)
