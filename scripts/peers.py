@@ -16,6 +16,7 @@ class DiffusersEnsemble:
     """UNet2DConditionModel, ControlNetModel and DPMSolverMultistepScheduler (DPM-Solver++ 2M), at their defaults elsewhere.
 
     Args:
+        network: ours, whose channels, patches and device these take.
         architecture: the arguments of `bundle.networks.ForecastNetwork`; what diffusers has no counterpart of (the local
             path, the lesion loads) is left out.
         num_steps, amp, member_batch: as ours.
