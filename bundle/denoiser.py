@@ -106,16 +106,26 @@ class GuidedDenoiser:
         denoiser: the conditional denoiser.
         guidance_scale: w_i.
         arm_guidance_scale: w_a; as the images' if not given.
+        guidance_interval: log-SNRs between which guidance acts, with one call outside; everywhere if not given (Kynkaanniemi et
+            al. 2024, arXiv 2404.07724).
     """
 
     denoiser: Denoiser
     guidance_scale: float = 1.0
     arm_guidance_scale: float | None = None
+    guidance_interval: tuple[float, float] | None = None
 
     def given(self, condition: Condition) -> DenoiseAt:
-        """(z_t, logsnr) -> guided x0 under this condition, see `Denoiser.given`."""
+        """(z_t, logsnr) -> guided x0 under this condition, see `Denoiser.given`; of one log-SNR a call."""
         of_images = self.guidance_scale
         of_arm = of_images if self.arm_guidance_scale is None else self.arm_guidance_scale
         shares = [(of_arm, condition), (of_images - of_arm, condition.null(images=False)), (1 - of_images, condition.null())]
         parts = [(share, self.denoiser.given(known)) for share, known in shares if share]
-        return lambda z_t, logsnr: sum(share * denoise(z_t, logsnr) for share, denoise in parts)
+
+        def guided(z_t: Tensor, logsnr: Tensor) -> Tensor:
+            return sum(share * denoise(z_t, logsnr) for share, denoise in parts)
+
+        if self.guidance_interval is None:
+            return guided
+        (low, high), plain = self.guidance_interval, self.denoiser.given(condition)
+        return lambda z_t, logsnr: (guided if low <= logsnr[0] <= high else plain)(z_t, logsnr)

@@ -1,6 +1,7 @@
 """From a patient's image tensor to an ensemble of NET2 masks, and the adapter that MONAI calls an inferer."""
 
 import math
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -53,6 +54,7 @@ class EnsembleInferer(Inferer):
         num_steps: reverse steps, each one network call (two with guidance).
         guidance_scale, arm_guidance_scale: of images and arm (by default the same), see
             `bundle.denoiser.GuidedDenoiser`; 1 keeps probabilities calibrated, more sharpens samples.
+        guidance_interval: log-SNRs between which they act (ibid.).
         foreground_weight: the loss weight of lesion voxels in training, see `bundle.denoiser.Denoiser`.
         seed: with the case's id and the member's number it makes the member's noise.
         member_batch: members a network call; halved when the device's memory is exceeded.
@@ -73,6 +75,7 @@ class EnsembleInferer(Inferer):
         num_steps: int = 20,
         guidance_scale: float = 1.0,
         arm_guidance_scale: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
         foreground_weight: float = 10.0,
         seed: int = 0,
         member_batch: int = 10,
@@ -88,16 +91,20 @@ class EnsembleInferer(Inferer):
         for name, value in dict(guidance_scale=guidance_scale, arm_guidance_scale=arm_guidance_scale).items():
             if not isinstance(value, Real) or not math.isfinite(value):
                 raise InputError(f"{name}={value} is not a number", f"correct --{name}")
+        if guidance_interval is not None and not is_interval(guidance_interval):
+            raise InputError(f"guidance_interval={guidance_interval} is not two rising log-SNRs", "correct --guidance_interval")
         self.schedule, self.grid, self.sampler, self.prediction = schedule, grid, sampler, prediction
         self.num_members, self.num_steps = num_members, num_steps
         self.guidance_scale, self.arm_guidance_scale = guidance_scale, arm_guidance_scale
+        self.guidance_interval = guidance_interval
         self.foreground_weight, self.seed, self.member_batch = foreground_weight, seed, member_batch
         self.amp, self.progress = amp, progress
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that members depend on beside patient and weights."""
-        return {name: value for name, value in vars(self).items() if name not in ("member_batch", "progress")}
+        """All that is set and that members depend on, beside patient and weights."""
+        without_effect = ("member_batch", "progress")
+        return {name: value for name, value in vars(self).items() if name not in without_effect and value is not None}
 
     @torch.inference_mode()
     def __call__(self, inputs: Tensor, network: nn.Module) -> Tensor:
@@ -128,7 +135,8 @@ class EnsembleInferer(Inferer):
     def denoise_given(self, network: nn.Module, images: Tensor) -> DenoiseAt:
         """The guided denoiser of these patients' images (B, 8, H, W, S)."""
         denoiser = Denoiser(network.eval(), self.prediction, self.foreground_weight)
-        return GuidedDenoiser(denoiser, self.guidance_scale, self.arm_guidance_scale).given(condition_of(images))
+        guided = GuidedDenoiser(denoiser, self.guidance_scale, self.arm_guidance_scale, self.guidance_interval)
+        return guided.given(condition_of(images))
 
     def members(self, network: nn.Module, image: Tensor, case: str) -> Tensor:
         """(K, H, W, S) of one patient's image (1, 8, H, W, S)."""
@@ -157,6 +165,11 @@ class EnsembleInferer(Inferer):
         with torch.autocast(device.type, torch.bfloat16, enabled=self.amp):
             x0 = self.sampler(denoise, noise, grid, streams)
         return net2_probability(x0)
+
+
+def is_interval(value: Any) -> bool:
+    """Whether it is two rising numbers, infinite ones allowed."""
+    return isinstance(value, Sequence) and len(value) == 2 and all(isinstance(x, Real) for x in value) and value[0] < value[1]
 
 
 def case_names(inputs: Tensor) -> list[str]:

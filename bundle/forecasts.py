@@ -112,25 +112,29 @@ class Diffusion:
         network: with its weights.
         inferer: gives members (B, K, H, W, S) of images and network.
         rule: what counts as a lesion of a member.
+        one_call: the heatmap is the network's one-call heatmap, else the share of members.
     """
 
-    def __init__(self, network: nn.Module, inferer: EnsembleInferer, rule: LesionRule) -> None:
-        self.network, self.inferer, self.rule = network, inferer, rule
+    def __init__(self, network: nn.Module, inferer: EnsembleInferer, rule: LesionRule, one_call: bool = True) -> None:
+        self.network, self.inferer, self.rule, self.one_call = network, inferer, rule, one_call
         weights = [value.cpu().float().numpy().tobytes() for value in network.state_dict().values()]
-        self.key = f"diffusion, one-call heatmap, {digest_of(*weights)}, {inferer.settings}, {rule}"
+        heatmap = "one-call heatmap" if one_call else "share of members"
+        self.key = f"diffusion, {heatmap}, {digest_of(*weights)}, {inferer.settings}, {rule}"
         self.device = next(network.parameters()).device
 
     def with_members(self, num_members: int) -> "Diffusion":
         """The same with ensembles of another size; as many members as both have are the same."""
         inferer = copy.copy(self.inferer)
         inferer.num_members = num_members
-        return Diffusion(self.network, inferer, self.rule)
+        return Diffusion(self.network, inferer, self.rule, self.one_call)
 
     def __call__(self, patient: Patient) -> Sequence[Forecast]:
         image = MetaTensor(patient.image[None].clone(), meta={"case": patient.case}).to(self.device)
         image[:, -1] = patient.arm
         members = self.inferer(image, self.network)[0].float().cpu().numpy() * patient.brain
-        heatmap = self.inferer.heatmap(image, self.network)[0].float().cpu().numpy() * patient.brain
+        heatmap = None
+        if self.one_call:
+            heatmap = self.inferer.heatmap(image, self.network)[0].float().cpu().numpy() * patient.brain
         return [ensemble_forecast(members, patient.affine, self.rule, patient.dseg, heatmap)]
 
 

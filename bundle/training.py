@@ -8,7 +8,7 @@ batch.
 
 import math
 import os
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterator, Mapping
@@ -144,6 +144,8 @@ class TrainStep:
         seed: of times, noise and augmentation.
         max_grad_norm: gradients are clipped to it.
         amp: bf16 autocast in the network.
+        micro_batch_size: samples that go through the network together; the gradients of a batch are accumulated over several
+            passes, which takes less memory and gives the same step. All of this process's share of the batch if not given.
     """
 
     def __init__(
@@ -156,35 +158,57 @@ class TrainStep:
         seed: int = 0,
         max_grad_norm: float = 1.0,
         amp: bool = True,
+        micro_batch_size: int | None = None,
     ) -> None:
+        if micro_batch_size is not None and micro_batch_size < 1:
+            raise InputError(f"micro_batch_size={micro_batch_size} is less than 1", "correct --micro_batch_size")
         self.denoiser, self.loss, self.augmentation = denoiser, loss, augmentation
         self.average, self.lr_schedule = average, lr_schedule
         self.seed, self.max_grad_norm, self.amp = seed, max_grad_norm, amp
+        self.micro_batch_size = micro_batch_size
 
     def __call__(self, engine: Engine, batch: dict[str, Any]) -> dict[str, float]:
         device, optimizer = engine.state.device, engine.optimizer
-        image, target = (batch[key].to(device, torch.float32, non_blocking=True) for key in ("image", "target"))
-        rank, world = rank_and_world()
-        positions = range(rank * len(image), (rank + 1) * len(image))
-        streams = Streams.for_batch(self.seed, engine.state.iteration, positions, world * len(image))
-        image, target = self.augmentation(image, target, streams)
         self.denoiser.train()
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.amp):
-            losses = self.loss(self.denoiser, fold_slices(target), condition_of(image), streams)
-        loss = (losses * batch["weight"].to(losses)).mean()
-        if not loss.isfinite():
+        optimizer.zero_grad(set_to_none=True)
+        share, loss = len(batch["image"]), 0.0
+        size = self.micro_batch_size or share
+        for first in range(0, share, size):
+            places = slice(first, min(first + size, share))
+            with self._gradients_shared(last=places.stop == share):
+                part = self._loss(batch, places, engine.state.iteration, device) / share
+                part.backward()
+            loss += part.item()
+        if not math.isfinite(loss):
             raise InputError(
-                f"the loss is {loss.item()} at iteration {engine.state.iteration}",
+                f"the loss is {loss} at iteration {engine.state.iteration}",
                 "run again with a lower learning rate; it goes on from the last checkpoint",
             )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         grad_norm = nn.utils.clip_grad_norm_(trained, self.max_grad_norm)
         optimizer.step()
         self.lr_schedule.step()
         self.average.update_parameters(bare(self.denoiser.network))
-        return {"loss": loss.item(), "grad_norm": grad_norm.item(), "lr": self.lr_schedule.get_last_lr()[0]}
+        return {"loss": loss, "grad_norm": grad_norm.item(), "lr": self.lr_schedule.get_last_lr()[0]}
+
+    def _loss(self, batch: dict[str, Any], places: slice, iteration: int, device: torch.device) -> Tensor:
+        """Sum over the samples at these places of the batch, each with its own random numbers."""
+        image, target, weight = (
+            batch[key][places].to(device, torch.float32, non_blocking=True) for key in ("image", "target", "weight")
+        )
+        rank, world = rank_and_world()
+        share = len(batch["image"])
+        positions = range(rank * share, (rank + 1) * share)[places]
+        streams = Streams.for_batch(self.seed, iteration, positions, world * share)
+        image, target = self.augmentation(image, target, streams)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.amp):
+            losses = self.loss(self.denoiser, fold_slices(target), condition_of(image), streams)
+        return (losses * weight).sum()
+
+    def _gradients_shared(self, last: bool) -> AbstractContextManager:
+        """Processes share their gradients once a step, not once a pass."""
+        network = self.denoiser.network
+        return nullcontext() if last or network is bare(network) else network.no_sync()
 
 
 class LossBar(ProgressBar):

@@ -1,66 +1,112 @@
 """How fast and how good: ways to draw an ensemble, side by side in one run.
 
     python -m scripts.benchmark --patients P --members K --repeats R --out DIR [--dataset_dir DIR] [--split validation]
-        [--methods "reference; default; ..."] [--config_file configs/inference.json]
+        [--methods "preview; default; DPM-Solver++ from -4 to 4; ..."] [--against reference]
 
-All methods have the same weights, patients and noise. *Speed*: they take turns on one patient, R times; medians. The
-reference draws one member, the others K; all are scaled to 100. *Quality*: K members of each of P patients, kept in
-DIR/cases, so that a run that was stopped goes on. 95 % intervals are those of a bootstrap over patients; differences from
-the reference are taken in pairs. Writes DIR/benchmark.json (rows) and DIR/benchmark.md (a table).
+All methods have the same weights, patients and noise; the name of a curve stands for all its methods. *Speed*: they take turns
+on one patient, R times (none with 0); medians. Plain methods draw one member, the others K; all are scaled to 100.
+*Quality*: K members of each of P patients, kept in DIR/cases, so that a run that was stopped goes on. 95 % intervals are those
+of a bootstrap over patients; differences from the method named by `against` are taken in pairs. Writes DIR/benchmark.json
+(rows), DIR/benchmark.md (a table), with speed DIR/profile.md (the operations of the default), and of curves DIR/quality.png.
 """
 
 import copy
 import json
+import math
 import multiprocessing
 import resource
 import statistics
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fire
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 from monai.bundle import ConfigParser
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity
 from torch.utils.flop_counter import FlopCounterMode
 
 from bundle.cohort import CaseReader
 from bundle.data.datalist import load_split, with_outcome
-from bundle.errors import report_in_one_line
+from bundle.errors import InputError, report_in_one_line
 from bundle.evaluation import Evaluation, Scores, Scoring
 from bundle.files import written_whole
 from bundle.forecasting import EnsembleInferer, condition_of
 from bundle.forecasts import Diffusion, Forecast, Patient
 from bundle.inference import Guard
+from bundle.lesions import LesionRule
 from bundle.memory import keep_freed_memory
 from bundle.samplers import AncestralSampler
 from bundle.schedules import LogSNRUniformGrid, TimeUniformGrid
-from bundle.tables import TABLES, bootstrap_weights, ratio
+from bundle.tables import TABLES, bootstrap_weights
 
-REFERENCE, PREVIEW, PEER = "reference", "preview", "diffusers"
-# What a method changes of the configuration's inferer.
-METHODS: dict[str, Mapping[str, Any]] = {
-    # Favero et al. 2025 and its public relatives: also two network calls a step, images and all (`Plain`).
-    REFERENCE: dict(sampler=AncestralSampler(), grid=TimeUniformGrid(), num_steps=256, amp=False, member_batch=1),
-    PREVIEW: dict(),  # the one-call heatmap
-    PEER: dict(),  # the same networks and steps by diffusers, if it is installed: speed only
-    "default": dict(),
+Row = dict[str, Any]
+REFERENCE, PREVIEW, PEER, DEFAULT = "reference", "preview", "diffusers", "default"
+STEPS = (4, 6, 8, 10, 12, 16, 24)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to draw an ensemble.
+
+    Attributes:
+        changes: to the configuration's inferer.
+        two_calls: both calls of guidance are made, though their sum is that of one; speed only.
+        plain: the images are read anew in every call, and members drawn one by one; speed only.
+        curve: in the figure of quality by number of steps.
+    """
+
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    two_calls: bool = False
+    plain: bool = False
+    curve: str | None = None
+
+
+ANCESTRAL = dict(sampler=AncestralSampler(), grid=TimeUniformGrid(), num_steps=256, amp=False)
+CURVES: dict[str, Mapping[str, Any]] = {
+    "DPM-Solver++ from -4 to 4": dict(grid=LogSNRUniformGrid(-4, 4)),
+    "DPM-Solver++ from -6 to 4": dict(grid=LogSNRUniformGrid(-6, 4)),
+    "DPM-Solver++ from -4 to 6": dict(grid=LogSNRUniformGrid(-4, 6)),
+    "DPM-Solver++ uniform in logSNR": dict(grid=LogSNRUniformGrid()),
+    "DPM-Solver++ uniform in time": dict(grid=TimeUniformGrid()),
+    "DDIM from -4 to 4": dict(sampler=AncestralSampler(eta=0), grid=LogSNRUniformGrid(-4, 4)),
+    "ancestral from -4 to 4": dict(sampler=AncestralSampler(), grid=LogSNRUniformGrid(-4, 4)),
+    "guided": dict(guidance_scale=1.5, arm_guidance_scale=1.5),
+    "guided from -2": dict(guidance_scale=1.5, arm_guidance_scale=1.5, guidance_interval=(-2, math.inf)),
+}
+METHODS = {
+    # Favero et al. 2025 and its public relatives.
+    REFERENCE: Method(ANCESTRAL, two_calls=True, plain=True),
+    # What each change is worth: from the reference to the default.
+    "in 10 steps": Method(dict(amp=False), two_calls=True, plain=True),
+    "in one call a step": Method(dict(amp=False), plain=True),
+    "in bf16": Method(plain=True),
+    DEFAULT: Method(),
+    "default in fp32": Method(dict(amp=False)),
+    PREVIEW: Method(),  # the one-call heatmap
+    PEER: Method(),  # the same networks and steps by diffusers, if it is installed: speed only
 } | {
-    f"{steps} steps from {low} to {high}": dict(grid=LogSNRUniformGrid(low, high), num_steps=steps)
-    for low, high in ((-4, 4), (-6, 4))
-    for steps in (4, 6, 8, 10, 12, 16)
-}  # fmt: skip
+    f"{curve}, {steps} steps": Method(changes | dict(num_steps=steps), curve=curve)
+    for curve, changes in CURVES.items()
+    for steps in STEPS
+}
 QUALITY = {
     "auc": ("activity", "AUC"),
     "average_precision": ("activity", "average precision"),
     "log_count_mse": ("log_count", "mean squared error of log(1 + count)"),
     "heatmap_brier": ("detection", "voxel Brier score"),
     "heatmap_average_precision": ("detection", "voxel average precision"),
+    "heatmap_calibration_error": ("calibration", "calibration error of the heatmap"),
+    "volume_ratio": ("calibration", "forecast by true lesion volume"),
+    "mean_count": ("counts", "mean forecast count"),
 }
 
 
@@ -71,13 +117,14 @@ def run(
     repeats: int = 3,
     dataset_dir: str = "data/trial",
     split: str = "validation",
-    methods: str = "reference; preview; default",
+    methods: str = "preview; default",
+    against: str = REFERENCE,
     config_file: str = "configs/inference.json",
     seed: int = 0,
 ) -> None:
     """Time and score each of `methods`; patients are drawn at random from the split."""
     keep_freed_memory()
-    names = list(dict.fromkeys([REFERENCE, *methods.split("; ")]))
+    names = methods_named(against, *methods.split("; "))
     config = ConfigParser()
     config.read_config(config_file)
     config.update({"progress": False, "num_members": members})
@@ -85,30 +132,49 @@ def run(
     items = with_outcome(load_split(dataset_dir, split))
     items = [items[place] for place in np.random.default_rng(seed).permutation(len(items))[:patients]]
     read = CaseReader(config.get_parsed_content("grid"), config.get_parsed_content("lesion_rule"))
-    inferers = {name: inferer_of(inferer, name) for name in names}
-    image = read(items[0]).patient.image
-    rows = {name: {"name": name} for name in names}
-    contestants = {name: Contestant(config, network, changed, name, image) for name, changed in inferers.items()}
-    for name, figures in speed(contestants, repeats).items():
-        rows[name] |= figures
-    for name in names:
-        rows[name]["peak_memory_mb"] = peak_memory(config_file, name, image)
-    forecasters = {name: Diffusion(network, changed, read.rule) for name, changed in inferers.items()}
-    forecasters |= {name: Preview(network, changed) for name, changed in inferers.items() if name == PREVIEW}
-    forecasters.pop(PEER, None)
-    for changed in inferers.values():
-        changed.member_batch = inferer.member_batch  # changes no member, and those of the reference are many
+    rows: dict[str, Row] = {name: {"name": name} for name in names}
+    if repeats:
+        image = read(items[0]).patient.image
+        contestants = {name: Contestant(config, network, inferer, name, image) for name in names}
+        for name, figures in speed(contestants, repeats, against).items():
+            rows[name] |= figures | {"peak_memory_mb": peak_memory(config_file, name, image)}
+        with written_whole(Path(out) / "profile.md") as stream:
+            stream.write(profile(Contestant(config, network, inferer, DEFAULT, image)).encode())
+    scored = {name: inferer_of(inferer, name) for name in names if name != PEER and not is_for_speed(name, against)}
+    forecasters = {name: Diffusion(network, changed, read.rule, one_call=False) for name, changed in scored.items()}
+    forecasters |= {name: Preview(network, changed) for name, changed in scored.items() if name == PREVIEW}
     evaluation = Evaluation(dataset_dir, items, read, forecasters, Scoring(read.rule), out, Guard())
     evaluation.score()
-    for name, figures in quality(evaluation.scores()).items():
+    for name, figures in quality(evaluation.scores(), against).items():
         rows[name] |= figures
-    write(Path(out), list(rows.values()))
+    write(Path(out), "benchmark", list(rows.values()))
+    draw_curves(list(rows.values()), Path(out) / "quality.png")
+
+
+def methods_named(*names: str) -> list[str]:
+    """Names of `METHODS`, those of a curve in the place of its name.
+
+    Raises:
+        InputError: a name is of neither.
+    """
+    found: list[str] = []
+    for name in names:
+        of_curve = [method for method in METHODS if METHODS[method].curve == name]
+        if name not in METHODS and not of_curve:
+            raise InputError(f"no method {name!r}", f"choose of {', '.join([*METHODS, *CURVES])}")
+        found += of_curve or [name]
+    return list(dict.fromkeys(found))
+
+
+def is_for_speed(name: str, against: str) -> bool:
+    """Whether its members are those of another method, so that to score them would tell nothing new."""
+    return name != against and (METHODS[name].plain or METHODS[name].two_calls)
 
 
 def inferer_of(inferer: EnsembleInferer, name: str) -> EnsembleInferer:
     """The configuration's inferer with what the method changes."""
     changed = copy.copy(inferer)
-    vars(changed).update(METHODS[name])
+    vars(changed).update(METHODS[name].changes)
     return changed
 
 
@@ -129,7 +195,7 @@ class Preview:
 
     def __init__(self, network: nn.Module, inferer: EnsembleInferer) -> None:
         self.network, self.inferer = network, inferer
-        self.key = f"preview, {Diffusion(network, inferer, None).key}"
+        self.key = f"preview, {Diffusion(network, inferer, LesionRule()).key}"
 
     def __call__(self, patient: Patient) -> Sequence[Forecast]:
         image = patient.image[None].to(next(self.network.parameters()).device)
@@ -141,20 +207,28 @@ class Contestant:
     """Draws an ensemble of one patient in the way of a method.
 
     Args:
-        config: of which `network` is made.
-        inferer: of the method.
+        config: of which `network` and `inferer` are made.
         name: of `METHODS`.
         image: the patient's, (8, H, W, S).
 
     Attributes:
         unet: whose calls are those of the method.
         device, amp: what it runs on and in.
+        members: it draws at a time.
+        once: draws them.
     """
 
     def __init__(self, config: ConfigParser, network: nn.Module, inferer: EnsembleInferer, name: str, image: Tensor) -> None:
-        self.unet, self.device, self.amp = network.unet, next(network.parameters()).device, inferer.amp
+        method, inferer = METHODS[name], inferer_of(inferer, name)
+        if method.plain:
+            network, inferer.member_batch, inferer.num_members = Plain(network), 1, 1
+        if method.two_calls:
+            inferer.guidance_scale = inferer.arm_guidance_scale = 1.5  # at 1 one of the calls has no weight
+        bare = network.network if method.plain else network
+        self.unet, self.device, self.amp = bare.unet, next(network.parameters()).device, inferer.amp
         self.members = inferer.num_members
         image = image[None].to(self.device)
+        self.once = partial(inferer, image, network)
         if name == PREVIEW:
             self.members = 100  # of a right network no ensemble of 100 has a better heatmap
             self.once = partial(inferer.heatmap, image, network)
@@ -164,13 +238,6 @@ class Contestant:
             architecture = config["network_def"]
             peer = DiffusersEnsemble(network, architecture, inferer.num_steps, inferer.amp, inferer.member_batch)
             self.unet, self.once = peer.unet, partial(peer, condition_of(image).images, self.members)
-        elif name == REFERENCE:
-            inferer = copy.copy(inferer)
-            inferer.num_members = self.members = 1
-            inferer.guidance_scale = inferer.arm_guidance_scale = 1.5  # asks for both calls; at 1 one has no weight
-            self.once = partial(inferer, image, Plain(network))
-        else:
-            self.once = partial(inferer, image, network)
 
     def seconds(self) -> float:
         """That 100 members take."""
@@ -199,11 +266,11 @@ class Contestant:
         }
 
 
-def speed(contestants: Mapping[str, Contestant], repeats: int) -> dict[str, dict[str, float]]:
+def speed(contestants: Mapping[str, Contestant], repeats: int, against: str = REFERENCE) -> dict[str, Row]:
     """Costs and seconds of each; they take turns, after a first round that warms up and counts."""
-    figures = {name: contestant.costs() for name, contestant in contestants.items()}
+    figures: dict[str, Row] = {name: contestant.costs() for name, contestant in contestants.items()}
     rounds = [{name: contestant.seconds() for name, contestant in contestants.items()} for _ in range(repeats)]
-    device = contestants[REFERENCE].device
+    device = contestants[against].device
     peaks = {amp: matmul_peak(device, amp) for amp in (False, True)}
     for name, contestant in contestants.items():
         seconds = [taken[name] for taken in rounds]
@@ -213,12 +280,27 @@ def speed(contestants: Mapping[str, Contestant], repeats: int) -> dict[str, dict
             "seconds_per_100_members": median,
             "seconds_low": min(seconds),
             "seconds_high": max(seconds),
-            "speedup_over_reference": statistics.median(taken[REFERENCE] / taken[name] for taken in rounds),
+            "speedup_over_reference": statistics.median(taken[against] / taken[name] for taken in rounds),
             "flops_per_second": flops,
             "share_of_matmul_peak": flops / peaks[contestant.amp],
+            "matmul_peak_flops": peaks[contestant.amp],
             "repeats": repeats,
         }
     return figures
+
+
+def profile(contestant: Contestant, rows: int = 12) -> str:
+    """The operations that take longest, as a Markdown table; what a contestant does before its first call is warmed up."""
+    contestant.once()
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (contestant.device.type == "cuda")
+    with torch.profiler.profile(activities=activities) as measured:
+        contestant.once()
+    time_of = "self_device_time_total" if contestant.device.type == "cuda" else "self_cpu_time_total"
+    events = sorted(measured.key_averages(), key=lambda event: -getattr(event, time_of))
+    whole = sum(getattr(event, time_of) for event in events)
+    shares = [(event.key, event.count, getattr(event, time_of) / whole) for event in events]
+    told = shares[:rows] + [("all others", sum(x[1] for x in shares[rows:]), sum(x[2] for x in shares[rows:]))]
+    return table([{"operation": name, "calls": calls, "share of the time": share} for name, calls, share in told])
 
 
 def matmul_peak(device: torch.device, amp: bool, side: int = 2048, times: int = 7) -> float:
@@ -244,24 +326,28 @@ def _peak_memory(config_file: str, name: str, image: np.ndarray) -> float:
     keep_freed_memory()
     config = ConfigParser()
     config.read_config(config_file)
-    config.update({"progress": False, "num_steps": 2})
-    inferer = inferer_of(config.get_parsed_content("inferer"), name)
-    inferer.num_members, inferer.num_steps = inferer.member_batch, 2
-    Contestant(config, config.get_parsed_content("network").eval(), inferer, name, torch.from_numpy(image)).once()
+    config.update({"progress": False})
+    inferer = config.get_parsed_content("inferer")
+    inferer.num_members = inferer.member_batch
+    contestant = Contestant(config, config.get_parsed_content("network").eval(), inferer, name, torch.from_numpy(image))
+    contestant.once()
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-def quality(scores: Mapping[str, Scores], draws: int = 1000) -> dict[str, dict[str, float]]:
-    """By method, of `QUALITY` and of the volume marked beside the reference's: value, 95 % interval, difference in pairs."""
-    reference = scores[REFERENCE]
+def quality(scores: Mapping[str, Scores], against: str = REFERENCE, draws: int = 1000) -> dict[str, Row]:
+    """By method: `QUALITY` with 95 % intervals, differences in pairs, and how many voxels too many are marked (a share).
+
+    The heatmap of members is their share; that of the preview the one-call heatmap.
+    """
+    reference = scores[against]
     weights = bootstrap_weights(reference["arm"], draws)
     measures = {
         column: next(metric for metric in TABLES[table] if metric.name == name) for column, (table, name) in QUALITY.items()
     }
-    volume = ratio("forecast_voxels", "lesion_voxels")
-    rows: dict[str, dict[str, float]] = {name: {"patients": len(reference.cases)} for name in scores}
+    volume = measures["volume_ratio"].measure
+    rows: dict[str, Row] = {name: {"patients": len(reference.cases)} for name in scores}
     for name, s in scores.items():
         for column, metric in measures.items():
             if metric.of in s:
@@ -276,21 +362,47 @@ def _told(column: str, values: np.ndarray) -> dict[str, float]:
     return {column: float(values[0]), f"{column}_low": float(low), f"{column}_high": float(high)}
 
 
-def write(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """benchmark.json with all columns, benchmark.md with the main ones."""
-    told = pd.DataFrame(rows)
-    main = [name for name in told.columns if not name.endswith(("_low", "_high", "_difference"))]
-    for file, text in (("benchmark.json", json.dumps(rows, indent=1)), ("benchmark.md", table(told[main]))):
+def write(out: Path, name: str, *tables: Sequence[Row]) -> None:
+    """`name`.json with all rows and columns, `name`.md with the main columns of each table; prints the latter."""
+    told = "\n".join(table(rows) for rows in tables)
+    rows = [row for rows in tables for row in rows]
+    for file, text in ((f"{name}.json", json.dumps(rows, indent=1)), (f"{name}.md", told)):
         with written_whole(out / file) as stream:
             stream.write(text.encode())
-    print(table(told[main]))
+    print(told)
 
 
-def table(frame: pd.DataFrame) -> str:
-    """A Markdown table."""
+def table(rows: Sequence[Row]) -> str:
+    """A Markdown table, without the ends of intervals and differences."""
+    frame = pd.DataFrame(rows)
+    frame = frame[[name for name in frame.columns if not name.endswith(("_low", "_high", "_difference"))]]
     lines = [[str(column) for column in frame.columns], ["---"] * len(frame.columns)]
     lines += [[x if isinstance(x, str) else f"{x:.3g}" for x in row] for row in frame.itertuples(index=False)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def draw_curves(rows: Sequence[Row], file: Path) -> None:
+    """Quality by number of network calls, a line a curve; nothing if no method lies on one."""
+    columns = {"auc": "AUC of activity", "average_precision": "average precision", "log_count_mse": "MSE of log(1 + count)",
+               "volume_ratio": "volume, forecast by true"}  # fmt: skip
+    curves: dict[str, list[Row]] = {}
+    for row in rows:
+        if METHODS[row["name"]].curve:
+            curves.setdefault(METHODS[row["name"]].curve, []).append(row)
+    if not curves:
+        return
+    figure, axes = plt.subplots(1, len(columns), figsize=(15, 4.2), layout="constrained")
+    for (column, label), ax in zip(columns.items(), axes):
+        for place, (curve, points) in enumerate(curves.items()):
+            steps = np.array([METHODS[row["name"]].changes["num_steps"] for row in points]) * 1.015 ** place
+            value, low, high = (np.array([row[column + end] for row in points]) for end in ("", "_low", "_high"))
+            ax.errorbar(steps, value, yerr=np.abs([value - low, high - value]), marker="o", ms=4, lw=1.2, elinewidth=0.5, label=curve)
+        ax.set(xscale="log", xticks=STEPS, xticklabels=STEPS, xlabel="steps", title=label)
+        ax.minorticks_off()
+    axes[-1].axhline(1, color="0.6", lw=0.8, zorder=0)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -189,6 +189,10 @@ def told(trial, tiny_weights, tmp_path, monkeypatch, capsys):
         ({"member_batch": "all"}, "member_batch=all is not a whole number of at least 1; correct --member_batch"),
         ({"seed": "lucky"}, "seed=lucky is not a whole number; correct --seed"),
         ({"guidance_scale": "much"}, "guidance_scale=much is not a number; correct --guidance_scale"),
+        (
+            {"guidance_interval": [2, -1]},
+            r"guidance_interval=\[2, -1\] is not two rising log-SNRs; correct --guidance_interval",
+        ),
     ],
 )  # fmt: skip
 def test_what_keeps_everyone_from_a_forecast_is_told_at_once(told, overrides, line):

@@ -52,6 +52,13 @@ def test_separate_guidance(condition, images, arm, value, calls):
     assert (x0 == value).all() and spy.calls == calls
 
 
+def test_guidance_acts_in_its_interval_alone_and_costs_one_call_outside(condition):
+    spy, z = Spy(), torch.zeros(2, 3, 4, 4)
+    denoise = GuidedDenoiser(spy, 3, guidance_interval=(-1, 2)).given(condition)
+    values = [denoise(z, torch.full((2,), logsnr)).unique().item() for logsnr in (-1.5, -1, 0, 2, 2.5)]
+    assert values == [12, 34, 34, 34, 12] and spy.calls == 1 + 2 + 2 + 2 + 1
+
+
 def test_the_network_gets_one_tensor_in_the_contract_s_order(condition):
     seen = []
 

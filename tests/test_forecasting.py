@@ -103,6 +103,14 @@ def test_calls_are_steps_times_batches(guidance_scale, calls):
     assert network.calls == calls * 7 * 3
 
 
+def test_guidance_in_an_interval_doubles_the_calls_there_alone():
+    network = Prior()
+    draws = inferer(num_members=2, num_steps=7, guidance_scale=2.0, guidance_interval=(-2.0, 3.0))
+    inside = ((draws.grid(draws.schedule, 7)[:-1] >= -2) & (draws.grid(draws.schedule, 7)[:-1] <= 3)).sum().item()
+    draws(image(), network)
+    assert 0 < inside < 7 and network.calls == 7 + inside
+
+
 def test_the_batch_shrinks_when_memory_is_short():
     class Small(Prior):
         def forward(self, x):

@@ -1,8 +1,11 @@
+import copy
+
 import pytest
 import torch
 from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 
 from bundle.networks import ForecastNetwork, logsnr_to_timestep
+from scripts.training_speed import PeakMemory
 
 
 def tiny(**changes):
@@ -43,6 +46,28 @@ def test_paper_scale_has_six_levels_with_attention_at_16_and_8():
     sides = [256 // 2**level for level in range(len(network.unet.down_blocks))]
     attends = [hasattr(block, "attentions") for block in network.unet.down_blocks]
     assert [side for side, attention in zip(sides, attends) if attention] == [16, 8] and len(sides) == 6
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_gradient_checkpointing_keeps_less_and_changes_nothing(frozen):
+    """Of three residual blocks a level, as in the paper; the moving average's copy of the network is as good."""
+
+    def gradients(**changes):
+        network = randomise(tiny(channels=(8, 16, 16), attention_levels=(False, False, True), num_res_blocks=3, **changes))
+        network = copy.deepcopy(network)
+        if frozen:
+            network.unet.requires_grad_(False)
+        with PeakMemory() as memory:
+            output = network(one_tensor())
+            kept = memory.now
+        output.square().sum().backward()
+        named = dict(network.named_parameters())
+        return {name: p.grad for name, p in named.items() if p.grad is not None}, kept, output
+
+    (plain, kept_plain, output_plain), (ours, kept, output) = gradients(), gradients(gradient_checkpointing=True)
+    assert torch.equal(output, output_plain) and plain.keys() == ours.keys() and len(plain) > 50
+    assert all(torch.equal(grad, ours[name]) for name, grad in plain.items())
+    assert kept < kept_plain / 3, (kept, kept_plain)
 
 
 @pytest.mark.parametrize("patch_size", [1, 2])

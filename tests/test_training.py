@@ -4,6 +4,7 @@ import shutil
 import signal
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,13 +13,18 @@ from torch import nn
 from conftest import ROOT, TINY, start_bundle
 
 from bundle.arms import NULL_ARM
+from bundle.denoiser import Denoiser
 from bundle.errors import InputError
+from bundle.losses import DenoisingLoss
 from bundle.networks import ForecastNetwork
+from bundle.prediction import BinaryPrediction
 from bundle.randomness import Streams
+from bundle.schedules import Cosine
 from bundle.training import (
     Augmentation,
     Checkpoints,
     IterationBatches,
+    TrainStep,
     export_weights,
     load_weights,
     moving_average,
@@ -119,6 +125,39 @@ def test_a_stage_takes_all_that_an_earlier_one_has_trained(with_control, tmp_pat
         assert all(torch.equal(value, taken[name]) for name, value in earlier.state_dict().items())
         if not with_control:
             assert torch.equal(taken["controlnet.conv_in.conv.weight"], earlier.unet.conv_in.conv.weight)
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 3, 4])
+def test_gradients_accumulated_over_passes_are_those_of_the_whole_batch(micro_batch_size):
+    """The same loss, gradient and update, with no more samples in the network than asked for."""
+
+    def step(size):
+        torch.manual_seed(0)
+        network = tiny()
+        optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+        passes = []
+        network.register_forward_pre_hook(lambda module, inputs: passes.append(len(inputs[0])))
+        schedule = warmup_cosine(optimizer, 1, 1, 1)
+        denoiser = Denoiser(network, BinaryPrediction(), foreground_weight=1.0)
+        loss = DenoisingLoss(Cosine(), foreground_weight=1.0)
+        average = moving_average(network)
+        run = TrainStep(denoiser, loss, Augmentation(), average, schedule, seed=3, amp=False, micro_batch_size=size)
+        engine = SimpleNamespace(state=SimpleNamespace(device=torch.device("cpu"), iteration=5), optimizer=optimizer)
+        g = torch.Generator().manual_seed(1)
+        batch = {"image": torch.randn(4, 8, 16, 16, 3, generator=g), "weight": torch.tensor([1.0, 2.0, 0.5, 1.0])}
+        batch["image"][:, 7] = 2
+        batch["target"] = torch.randn(4, 2, 16, 16, 3, generator=g).sign()
+        return run(engine, batch), network.state_dict(), passes
+
+    (told, weights, passes), (told_whole, weights_whole, whole) = step(micro_batch_size), step(None)
+    assert whole == [4] and sum(passes) == 4 and max(passes) == micro_batch_size
+    assert told == pytest.approx(told_whole, rel=1e-5)
+    assert same(weights, weights_whole, rtol=1e-4, atol=1e-6)
+
+
+def test_a_micro_batch_of_none_is_refused():
+    with pytest.raises(InputError, match="micro_batch_size=0"):
+        TrainStep(None, None, Augmentation(), None, None, micro_batch_size=0)
 
 
 def test_the_local_path_has_its_own_learning_rate_and_frozen_parts_none():
@@ -259,10 +298,11 @@ def test_a_frozen_unet_is_that_of_stage_1_to_the_end(unbroken, trial, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_weights_of_one(unbroken, trial, tmp_path):
+def test_two_processes_of_two_passes_a_step_train_the_weights_of_one(unbroken, trial, tmp_path):
     settings = TINY | TRAINING | {"dataset_dir": trial, "output_dir": tmp_path, "cache_dir": unbroken / "cache"}
     launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m")
-    finish(start_bundle("training", "['configs/train.json','configs/multi_gpu.json']", launcher=launcher, **settings))
+    config = "['configs/train.json','configs/multi_gpu.json']"
+    finish(start_bundle("training", config, launcher=launcher, **settings, micro_batch_size=1))
     for name in ("stage1_last.pt", "stage2_last.pt"):
         ours, theirs = saved(tmp_path, name), saved(unbroken, name)
         assert ours["iteration"] == theirs["iteration"]

@@ -1,37 +1,47 @@
 """The benchmark on the tiny network: its calls, its pairs and its rows."""
 
 import json
+from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from conftest import TINY, inference_config
 
+from bundle.errors import InputError
 from scripts import benchmark
-
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def rows(trial, tiny_weights, tmp_path_factory):
+def folder(trial, tiny_weights, tmp_path_factory):
     out = tmp_path_factory.mktemp("benchmark")
     config = inference_config(**TINY, weights=str(tiny_weights))
     file = out / "tiny.json"
     file.write_text(json.dumps(config.get()))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(benchmark.METHODS, "reference", benchmark.METHODS["reference"] | {"num_steps": 16})
-        names = "default; preview; 6 steps from -4 to 4"
+        reference = benchmark.METHODS["reference"]
+        shorter = replace(reference, changes=reference.changes | {"num_steps": 16})
+        patch.setitem(benchmark.METHODS, "reference", shorter)
+        names = "default; preview; in one call a step; default in fp32; guided from -2, 6 steps; DPM-Solver++ from -4 to 4, 6 steps"
         benchmark.run(
             str(out), patients=3, members=4, repeats=2, dataset_dir=str(trial), split="all", methods=names, config_file=str(file)
         )
-    told = json.loads((out / "benchmark.json").read_text())
-    assert (out / "benchmark.md").read_text().count("\n") == 2 + len(told)
+    return out
+
+
+@pytest.fixture(scope="module")
+def rows(folder):
+    told = json.loads((folder / "benchmark.json").read_text())
+    assert (folder / "benchmark.md").read_text().count("\n") == 2 + len(told)
     return {row["name"]: row for row in told}
 
 
 def test_calls_are_counted(rows):
     assert {name: row["calls_per_member"] for name, row in rows.items()} == {
-        "reference": 32, "default": 10, "preview": 0.01, "6 steps from -4 to 4": 6,
+        "reference": 32, "default": 10, "preview": 0.01, "in one call a step": 10, "default in fp32": 10,
+        "guided from -2, 6 steps": 6 + 3, "DPM-Solver++ from -4 to 4, 6 steps": 6,
     }  # fmt: skip
 
 
@@ -41,7 +51,8 @@ def test_speed_and_memory_are_those_of_a_real_run(rows):
         assert 0 < row["share_of_matmul_peak"] < 1
         assert row["peak_memory_mb"] > 100
     assert rows["reference"]["speedup_over_reference"] == 1
-    assert rows["reference"]["flops_per_member"] == pytest.approx(3.2 * rows["default"]["flops_per_member"], rel=0.2)
+    assert rows["reference"]["flops_per_member"] == pytest.approx(3.2 * rows["in one call a step"]["flops_per_member"], rel=0.01)
+    assert rows["in one call a step"]["flops_per_member"] > rows["default"]["flops_per_member"]  # images are read in every call
 
 
 def test_the_reference_does_not_differ_from_itself(rows):
@@ -50,7 +61,33 @@ def test_the_reference_does_not_differ_from_itself(rows):
     assert rows["default"]["heatmap_brier"] - rows["reference"]["heatmap_brier"] == pytest.approx(
         rows["default"]["heatmap_brier_difference"]
     )
+    volumes = [rows[name]["volume_ratio"] for name in ("default", "reference")]
+    assert rows["default"]["foreground_bias"] == pytest.approx(volumes[0] / volumes[1] - 1)
     assert "auc" in rows["default"] and "auc" not in rows["preview"]
+
+
+def test_members_are_not_scored_twice(rows, folder):
+    """What a method changes for speed alone leaves its members those of another."""
+    assert "auc" not in rows["in one call a step"]
+    assert not (folder / "cases" / "in one call a step").exists()
+
+
+def test_shares_of_the_profile_add_up(folder):
+    lines = (folder / "profile.md").read_text().splitlines()
+    shares = [float(line.split(" | ")[2].rstrip(" |")) for line in lines[2:]]
+    assert sum(shares) == pytest.approx(1, abs=0.02) and "all others" in lines[-1]
+    assert any("conv" in line for line in lines)
+
+
+def test_curves_are_drawn(folder):
+    assert plt.imread(folder / "quality.png").std() > 0.05
+
+
+def test_a_curve_stands_for_its_methods_and_other_names_are_refused():
+    names = benchmark.methods_named("default", "guided", "default", "guided, 8 steps")
+    assert names == ["default", *(f"guided, {steps} steps" for steps in benchmark.STEPS)]
+    with pytest.raises(InputError, match="no method 'fastest'; choose of reference, "):
+        benchmark.methods_named("fastest")
 
 
 def test_plain_network_says_the_same(tiny_weights):
