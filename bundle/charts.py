@@ -24,6 +24,11 @@ COLOURS = {
 OUTCOME = "#39ff88"
 
 
+def spoken(name: str) -> str:
+    """A name as it is written where people read it."""
+    return name.replace("_", " ")
+
+
 def colour(name: str) -> str:
     """One colour a forecaster, the same in every figure; a recalibrated one has its own."""
     return COLOURS.get(name, "#7b2cbf")
@@ -85,7 +90,7 @@ def six_arms(flair: np.ndarray, brain: np.ndarray, forecasts: Sequence[Forecast]
         _grey(axis, flair, brain, level)
         _heat(axis, forecast.heatmap, brain, level)
         told = f"P(active) {forecast.p_active:.2f}\n{forecast.expected_count:.1f} lesions expected"
-        axis.set_title(f"{name.replace('_', ' ')}\n{told}", fontsize=9)
+        axis.set_title(f"{spoken(name)}\n{told}", fontsize=9)
     _scale(figure, axes)
     return figure
 
@@ -94,7 +99,7 @@ def roc_and_pr(scores: Mapping[str, Scores]) -> Figure:
     """ROC and precision-recall curves of P(active), per arm; arms without both kinds of patients stay empty."""
     first = next(iter(scores.values()))
     groups = [(ALL, np.ones(len(first.cases), bool))]
-    groups += [(CLASSES[arm].replace("_", " "), first["arm"] == arm) for arm in np.unique(first["arm"])]
+    groups += [(spoken(CLASSES[arm]), first["arm"] == arm) for arm in np.unique(first["arm"])]
     drawn = {name: s for name, s in scores.items() if name not in ("truth", FLOOR, "no_new_lesions") and "p_active" in s}
     figure = Figure(figsize=(2.5 * len(groups), 5.4), layout="constrained")
     axes = figure.subplots(2, len(groups), squeeze=False, sharex=True, sharey=True)
@@ -109,7 +114,7 @@ def roc_and_pr(scores: Mapping[str, Scores]) -> Figure:
             p = s["p_active"][of_arm, 0]
             false, true, _ = roc_curve(active, p)
             precision, recall, _ = precision_recall_curve(active, p)
-            column[0].plot(false, true, color=colour(name), lw=1.4, label=name)
+            column[0].plot(false, true, color=colour(name), lw=1.4, label=spoken(name))
             column[1].step(recall, precision, color=colour(name), lw=1.4, where="post")
     axes[0, 0].set(ylabel="sensitivity", xlabel="1 - specificity")
     axes[1, 0].set(ylabel="precision", xlabel="recall")
@@ -130,8 +135,8 @@ def count_scatter(scores: Mapping[str, Scores]) -> Figure:
         for arm in np.unique(s["arm"]):
             of_arm = s["arm"] == arm
             jitter = rng.uniform(-0.06, 0.06, of_arm.sum())  # counts are whole: points would hide each other
-            axis.scatter(true[of_arm] + jitter, s["log_count"][of_arm, 0], s=9, alpha=0.7, label=CLASSES[arm], color=f"C{arm}")
-        axis.set_title(name.replace("_", " "), fontsize=10)
+            axis.scatter(true[of_arm] + jitter, s["log_count"][of_arm, 0], s=9, alpha=0.7, label=spoken(CLASSES[arm]), color=f"C{arm}")
+        axis.set_title(spoken(name), fontsize=10)
         axis.set_xlabel("true count")
         ticks = [count for count in (0, 1, 3, 10, 30, 100) if np.log1p(count) <= true.max() + 0.2]
         axis.set_xticks(np.log1p(ticks), ticks)
@@ -155,7 +160,7 @@ def reliability(scores: Mapping[str, Scores]) -> Figure:
             held = total > 0
             total, said, came = total[held], forecast[held] / total[held], observed[held] / total[held]
             low, high = _wilson(came, total)
-            left.errorbar(said, came, yerr=[came - low, high - came], color=colour(name), lw=1, ms=4, marker="o", label=name)
+            left.errorbar(said, came, yerr=[came - low, high - came], color=colour(name), lw=1, ms=4, marker="o", label=spoken(name))
         if "voxels" in s and name != "truth":
             total, forecast, observed = (x[0] for x in heatmap_bins(s, ones))
             held = (total > 0) & (observed > 0) & (BIN_EDGES[HEATMAP_BINS] > 0)
@@ -175,7 +180,7 @@ def convergence(table: pd.DataFrame) -> Figure:
     axes = figure.subplots(1, max(len(names), 1), squeeze=False)[0]
     for axis, metric in zip(axes, names):
         for name, rows in table[table.metric == metric].groupby("forecaster"):
-            axis.plot(rows.members, rows.value, marker="o", ms=3, color=colour(name), label=name)
+            axis.plot(rows.members, rows.value, marker="o", ms=3, color=colour(name), label=spoken(name))
             axis.fill_between(rows.members, rows.ci_low, rows.ci_high, color=colour(name), alpha=0.15, lw=0)
             for enough in rows.members[rows.settled][:1]:
                 axis.axvline(enough, color=colour(name), lw=1, ls=":")
@@ -203,7 +208,7 @@ def gap_closed(tables: Mapping[str, pd.DataFrame]) -> Figure:
     axis.set_yticks([-place for place in range(len(names))], names, fontsize=9)
     axis.set(xlim=(-0.55, 1.35), xlabel="share of the gap closed: 0 population, 1 oracle (clipped to the frame)")
     for name in dict.fromkeys(table.forecaster):
-        axis.plot([], [], "o", color=colour(name), label=name)
+        axis.plot([], [], "o", color=colour(name), label=spoken(name))
     figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     return figure
 

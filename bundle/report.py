@@ -2,7 +2,7 @@
 
 import base64
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from bundle import __version__, charts
 from bundle.arms import arm_index
+from bundle.charts import spoken
 from bundle.counterfactual import effects_table, expected_counts, true_counts
 from bundle.data.datalist import load_split, with_outcome
 from bundle.errors import InputError
@@ -81,6 +82,9 @@ CAPTIONS = {
     "convergence": "Figures of merit over the size of the ensemble.",
 }
 
+DIFFERENCE = " - best baseline"  # ends the names of rows that tell one
+MOST_COLUMNS = 8  # that a page is wide enough for
+
 TEMPLATE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title><style>
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2em auto; padding: 0 1em; color: #1b1b1b }
@@ -89,22 +93,24 @@ table { border-collapse: collapse; font-size: 12.5px; margin: .4em 0 1.2em } td,
 th:first-child, td:first-child { text-align: left } tr:nth-child(even) td { background: #f6f6f6 }
 td small { color: #777; display: block } td b { color: #0b6e4f; font-weight: 600 } tr.difference td { color: #555; font-style: italic }
 img { max-width: 100% } figure { margin: 1em 0 } figcaption, .note { color: #555; font-size: 13px } .notice { color: #a00000 }
+.table { overflow-x: auto } nav a { margin-right: 1.4em; white-space: nowrap } a { color: #1f5fa8; text-decoration: none }
 </style></head><body>
 <h1>{{ title }}</h1>
 <p class="notice">Research use only. Not a medical device.</p>
 <p>{{ facts }}</p>
-<p class="note">Value and 95 % interval of a bootstrap over patients within arms (the same draws for all). In green the share of the gap from
-the Monte Carlo population (of voxel scores: the frequency map) to the best possible forecast that is closed, where there is a gap beyond chance. In italics the difference, in pairs, from the best
-of the baselines at that figure in that arm.</p>
+<p class="note">Value and 95 % interval of a bootstrap over patients within arms (the same draws for all). In green the share of the
+gap from the Monte Carlo population (of voxel scores: the frequency map) to the best possible forecast that is closed, where there is a gap beyond chance; shares beyond 1000 % are left
+out. In italics the difference, in pairs, from the best of the baselines at that figure in that arm.</p>
+<nav>{% for section in sections %}<a href="#{{ section.name }}">{{ section.heading }}</a> {% endfor %}</nav>
 {% for name in leading %}{{ figure(name) }}{% endfor %}
 {% for section in sections %}
-<h2>{{ section.heading }}</h2><p class="note">{{ section.note }}</p>
+<h2 id="{{ section.name }}">{{ section.heading }}</h2><p class="note">{{ section.note }}</p>
 {% for name in section.figures %}{{ figure(name) }}{% endfor %}
-{% for metric, columns, rows in section.tables %}
+{% for metric, cells in section.tables %}
 <h3>{{ metric }}</h3>
-<table><tr><th></th>{% for column in columns %}<th>{{ column }}</th>{% endfor %}</tr>
-{% for name, cells in rows %}<tr{% if " - " in name %} class="difference"{% endif %}><td>{{ name }}</td>
-{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table>
+<div class="table"><table><tr><th></th>{% for column in cells.columns %}<th>{{ column }}</th>{% endfor %}</tr>
+{% for name, row in cells.iterrows() %}<tr{% if name.endswith(difference) %} class="difference"{% endif %}><td>{{ name }}</td>
+{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table></div>
 {% endfor %}{% endfor %}
 <p class="note">{{ provenance }}</p>
 </body></html>
@@ -155,7 +161,7 @@ class Report:
             shown = [figure for figure in of_section.get(name, ()) if figure in pictures]
             tables = [] if name not in self.tables or name == "members" else list(_pivots(self.tables[name]))
             if shown or tables:
-                sections.append({"heading": heading, "note": note, "figures": shown, "tables": tables})
+                sections.append({"name": name, "heading": heading, "note": note, "figures": shown, "tables": tables})
 
         def figure(name: str) -> Markup:
             if name not in pictures:
@@ -166,7 +172,7 @@ class Report:
 
         return Environment(autoescape=True).from_string(TEMPLATE).render(
             title="Evaluation of NET2 forecasts", facts=self.facts, sections=sections, leading=("gap_closed",), figure=figure,
-            provenance=f"ms-net2-forecast {__version__}",
+            provenance=f"ms-net2-forecast {__version__}", difference=DIFFERENCE,
         )  # fmt: skip
 
 
@@ -175,26 +181,27 @@ def _write(file: Path, content: bytes) -> None:
         stream.write(content)
 
 
-def _pivots(table: pd.DataFrame):
-    """(metric, column names, rows (forecaster, cells)) of a long table."""
-    for metric in dict.fromkeys(table.metric):
-        rows = table[table.metric == metric]
-        arms = list(dict.fromkeys(rows.arm))
-        patients = rows.drop_duplicates("arm").set_index("arm").n
-        columns = [f"{arm.replace('_', ' ')} (n={patients[arm]})" for arm in arms]
-        cells = {
-            name: [_cell(rows[(rows.forecaster == name) & (rows.arm == arm)]) for arm in arms]
-            for name in sorted(dict.fromkeys(rows.forecaster), key=lambda name: " - " in name)
-        }
-        yield metric, columns, list(cells.items())
+def _pivots(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Each metric of a long table with its cells, a row a forecaster and a column an arm; the other way round if they are many."""
+    for metric, rows in table.groupby("metric", sort=False):
+        cells: dict[str, dict[str, str]] = {}
+        for row in rows.itertuples():
+            column = f"{spoken(row.arm)} (n={row.n})"
+            name, minus, baseline = row.forecaster.partition(" - ")
+            name = spoken(name) + (DIFFERENCE if minus else "")
+            cells.setdefault(column, {})[name] = _cell(row, f"to {spoken(baseline)}: " if minus else "")
+        pivot = pd.DataFrame(cells).fillna("–")
+        pivot = pivot.loc[sorted(pivot.index, key=lambda name: name.endswith(DIFFERENCE))]
+        yield metric, pivot.T if len(cells) > MOST_COLUMNS else pivot
 
 
-def _cell(rows: pd.DataFrame) -> str | Markup:
-    if rows.empty or not np.isfinite(rows.value.iloc[0]):
+def _cell(row: Any, before: str = "") -> str:
+    if not np.isfinite(row.value):
         return "–"
-    row = rows.iloc[0]
-    gap = Markup(f" <b>{row.gap_closed:.0%}</b>") if np.isfinite(row.gap_closed) else ""
-    return Markup(f"{row.value:.3g}") + gap + Markup(f"<small>{row.ci_low:.3g} to {row.ci_high:.3g}</small>")
+    # Beside a ceiling close to the floor a perfect or a very bad forecast has a share that says nothing.
+    told = np.isfinite(row.gap_closed) and abs(row.gap_closed) < 10
+    gap = Markup(f" <b>{row.gap_closed + 0.0:.0%}</b>".replace("-0%", "0%")) if told else ""
+    return Markup(f"{row.value:.3g}") + gap + Markup(f"<small>{before}{row.ci_low:.3g} to {row.ci_high:.3g}</small>")
 
 
 def evaluate(
@@ -326,5 +333,5 @@ def _facts(evaluation: Evaluation, scores: Mapping[str, Scores]) -> str:
     first = next(iter(scores.values()))
     return (
         f"{len(first.cases)} patients of {Path(evaluation.dataset_dir).name}, {int(first.active.sum())} of them active, "
-        f"{int(first['true_count'].sum())} new or enlarging lesions. Forecasters: {', '.join(scores)}."
+        f"{int(first['true_count'].sum())} new or enlarging lesions. Forecasters: {', '.join(map(spoken, scores))}."
     )

@@ -80,10 +80,21 @@ def test_every_table_and_figure_is_there(evaluated):
 
 def test_the_page_opens_offline_and_names_everything(evaluated):
     page = (evaluated / "report.html").read_text()
-    assert not re.search(r'(src|href)="(?!data:)', page) and "@import" not in page and "<script" not in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page) and "@import" not in page and "<script" not in page
     assert page.count("data:image/png;base64,") == len(FIGURES)
-    for text in ("Research use only", "balanced accuracy, cortex", "interferon beta 1a", "diffusion - ", "log(1 + count)", "PEHE"):
+    for text in ("Research use only", "balanced accuracy, cortex", "interferon beta 1a", "diffusion - best baseline", "log(1 + count)", "PEHE"):
         assert text in page, text
+    links, places = (set(re.findall(pattern, page)) for pattern in (r'href="#([a-z_]+)"', r'id="([a-z_]+)"'))
+    assert links == places and {"activity", "counterfactual", "members"} <= links
+
+
+def test_a_page_is_wide_enough_for_its_tables(evaluated):
+    page = (evaluated / "report.html").read_text()
+    headings = [row.count("<th>") for row in re.findall(r"<tr><th>.*?</tr>", page)]
+    assert headings and max(headings) <= 1 + 8
+    assert "<td>placebo - ocrelizumab (n=4)</td>" in page  # pairs of treatments are rows
+    shares = [int(share) for share in re.findall(r"<b>(-?\d+)%</b>", page)]
+    assert shares and max(map(abs, shares)) < 1000 and "<b>-0%</b>" not in page
 
 
 def test_all_forecasters_are_side_by_side_with_n(evaluated):
