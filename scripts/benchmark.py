@@ -14,6 +14,7 @@ import copy
 import json
 import math
 import multiprocessing
+import os
 import resource
 import statistics
 import time
@@ -37,7 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bundle.cohort import CaseReader
 from bundle.data.datalist import load_split, with_outcome
 from bundle.errors import InputError, report_in_one_line
-from bundle.evaluation import Evaluation, Scores, Scoring
+from bundle.evaluation import Evaluation, Scores, Scoring, sharing
 from bundle.files import written_whole
 from bundle.forecasting import EnsembleInferer, condition_of
 from bundle.forecasts import Diffusion, Forecast, Patient
@@ -122,9 +123,15 @@ def run(
     config_file: str = "configs/inference.json",
     seed: int = 0,
 ) -> None:
-    """Time and score each of `methods`; patients are drawn at random from the split."""
+    """Time and score each of `methods`; patients are drawn at random from the split, and shared by processes of torchrun.
+
+    Raises:
+        InputError: a method that there is none of, or times are wanted of several processes, which would slow each other.
+    """
     keep_freed_memory()
     names = methods_named(against, *methods.split("; "))
+    if repeats and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError("times of processes side by side say nothing", "give --repeats 0, then time with one process")
     config = ConfigParser()
     config.read_config(config_file)
     config.update({"progress": False, "num_members": members})
@@ -144,11 +151,13 @@ def run(
     forecasters = {name: Diffusion(network, changed, read.rule, one_call=False) for name, changed in scored.items()}
     forecasters |= {name: Preview(network, changed) for name, changed in scored.items() if name == PREVIEW}
     evaluation = Evaluation(dataset_dir, items, read, forecasters, Scoring(read.rule), out, Guard())
-    evaluation.score()
-    for name, figures in quality(evaluation.scores(), against).items():
-        rows[name] |= figures
-    write(Path(out), "benchmark", list(rows.values()))
-    draw_curves(list(rows.values()), Path(out) / "quality.png")
+    with sharing() as (rank, world):
+        evaluation.score(rank, world)
+    if rank == 0:
+        for name, figures in quality(evaluation.scores(), against).items():
+            rows[name] |= figures
+        write(Path(out), "benchmark", list(rows.values()))
+        draw_curves(list(rows.values()), Path(out) / "quality.png")
 
 
 def methods_named(*names: str) -> list[str]:
