@@ -1,8 +1,12 @@
+import copy
+
 import pytest
 import torch
+from conftest import inference_config
 from monai.data import MetaTensor
 from torch import nn
 
+from bundle.data.transforms import LoadCased
 from bundle.denoiser import Denoiser
 from bundle.forecasting import EnsembleInferer, condition_of, one_call_heatmap
 from bundle.prediction import BinaryPrediction, ContrastwisePrediction, X0Prediction
@@ -128,3 +132,20 @@ def test_the_batch_shrinks_when_memory_is_short():
 def test_numbers_below_one_are_refused(name):
     with pytest.raises(ValueError, match=f"{name}=0"):
         inferer(**{name: 0})
+
+
+@pytest.mark.slow
+def test_bf16_changes_neither_members_nor_heatmap_of_the_shipped_weights(trial):
+    """Beyond a hundredth of their voxels, and of the expected volume; of the patient who is to have most lesions."""
+    config = inference_config(num_members=4, progress=False, device="cpu")
+    network, half = (config.get_parsed_content(name) for name in ("network", "inferer"))
+    single = copy.copy(half)
+    single.amp = False
+    load = LoadCased(grid=config.get_parsed_content("grid"))
+    images = [load({"image": str(folder), "arm": "placebo"})["image"][None] for folder in sorted(trial.glob("sub-*"))]
+    image = max(images, key=lambda image: half.heatmap(image, network).sum().item())
+    heatmaps = [draws.heatmap(image, network) for draws in (half, single)]
+    members = [draws(image, network) > 0.5 for draws in (half, single)]
+    assert not torch.equal(*heatmaps) and members[1].sum() > 50
+    assert (heatmaps[0] - heatmaps[1]).abs().sum() < 0.02 * heatmaps[1].sum()
+    assert (members[0] != members[1]).sum() < 0.02 * members[1].sum()

@@ -23,8 +23,8 @@ _QUARTILES = (25.0, 75.0)
 class LoadCased(MapTransform):
     """Reads a patient's scans onto the slab.
 
-    The slab lies where the brain of w048 (w000 without it) is; all visits must be co-registered, as `scripts.prepare`
-    leaves them. Scanner gain differs between visits: with w000's range alone, tissue that did not change differs by .28
+    The slab lies where the brain of w048 (w000 without it) is; all visits must be co-registered.
+    Scanner gain differs between visits: with w000's range alone, tissue that did not change differs by .28
     in real patients and .44 in simulated ones. So each visit's FLAIR is first brought linearly to w000's quartiles
     (.01 and .02 remain; percentiles of each visit's own leave .07 and .05 and move with the lesion load). Then w000's
     brain percentiles 1 and 99.5 become -1 and 1; beyond is clipped, outside the brain is -1. Masks: each lesion keeps
