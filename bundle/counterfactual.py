@@ -7,6 +7,7 @@ References:
     Hill 2011, Bayesian nonparametric modeling for causal inference (PEHE). Favero et al. 2025, figure 3.
 """
 
+import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -37,10 +38,13 @@ def with_model(
     inferer: EnsembleInferer,
     rule: LesionRule,
 ) -> dict[str, Forecaster]:
-    """Forecasters from w000 alone and, once it has been trained (configs/counterfactual.json), the model as "diffusion"."""
+    """Forecasters from w000 alone and, once it has been trained (configs/counterfactual.json), the model as "diffusion".
+
+    Its weights are loaded into a copy of `network`, which keeps its own.
+    """
     if weights is None or not Path(weights).is_file():
         return dict(forecasters)
-    return {**forecasters, "diffusion": Diffusion(load_weights(network, weights), inferer, rule)}
+    return {**forecasters, "diffusion": Diffusion(load_weights(copy.deepcopy(network), weights), inferer, rule)}
 
 
 def expected_counts(evaluation: Evaluation, rank: int = 0, world: int = 1) -> dict[str, Values]:

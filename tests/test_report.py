@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from monai.bundle import ConfigParser
 
 from conftest import ROOT, TINY, start_bundle
@@ -51,8 +52,17 @@ def run(trial, tiny_weights):
 
 
 @pytest.fixture(scope="module")
-def evaluated(run, tiny_weights, tmp_path_factory):
-    return run(tmp_path_factory.mktemp("evaluated"), weights_w000=str(tiny_weights))
+def weights_w000(tiny_weights, tmp_path_factory):
+    """Of another model than `tiny_weights`."""
+    path = tmp_path_factory.mktemp("weights") / "model_w000.pt"
+    state = torch.load(tiny_weights, weights_only=True)
+    torch.save({name: value.flip(0) for name, value in state.items()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def evaluated(run, weights_w000, tmp_path_factory):
+    return run(tmp_path_factory.mktemp("evaluated"), weights_w000=str(weights_w000))
 
 
 def rows(folder, name, **where):
@@ -110,6 +120,19 @@ def test_the_figures_show_a_larger_ensemble_whose_first_members_are_the_same(eva
     (shown,) = (evaluated / "cases" / "diffusion of 5").glob("*.npz")
     members = {name: np.load(evaluated / "cases" / name / shown.name)["members"] for name in ("diffusion", "diffusion of 5")}
     assert len(members["diffusion of 5"]) == 5 and np.array_equal(members["diffusion of 5"][:3], members["diffusion"])
+
+
+def test_two_models_in_one_evaluation_keep_their_own_weights(evaluated, run, tiny_weights, weights_w000, tmp_path):
+    def kept(folder, name):
+        files = sorted((folder / "cases" / name).glob("*.npz"))
+        return {file.stem: np.load(file) for file in files}
+
+    alone = run(tmp_path / "alone", forecasters=["diffusion"], calibration_split="none", compared_patients=0)
+    ours, theirs = (kept(folder, "diffusion") for folder in (evaluated, alone))
+    assert len(theirs) == 12 and all(np.array_equal(ours[case]["members"], theirs[case]["members"]) for case in theirs)
+    same = run(tmp_path / "same", forecasters=["diffusion"], calibration_split="none", weights_w000=str(tiny_weights))
+    of_w000, of_main = (kept(folder / "from_w000", "diffusion under placebo") for folder in (evaluated, same))
+    assert len(of_w000) == 4 and not any(np.array_equal(of_w000[case]["heatmap"], of_main[case]["heatmap"]) for case in of_w000)
 
 
 def test_truth_reaches_the_perfect_score(evaluated):
