@@ -51,7 +51,7 @@ from bundle.tables import TABLES, bootstrap_weights
 
 Row = dict[str, Any]
 REFERENCE, PREVIEW, PEER, DEFAULT = "reference", "preview", "diffusers", "default"
-STEPS = (4, 6, 8, 10, 12, 16, 24)
+STEPS = (4, 6, 8, 10, 16)
 
 
 @dataclass(frozen=True)
