@@ -1,7 +1,7 @@
 """What every forecaster says of a patient, be it the model, a baseline or the oracle: one form, scored in one way."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -129,13 +129,18 @@ class Diffusion:
         return Diffusion(self.network, inferer, self.rule, self.one_call)
 
     def __call__(self, patient: Patient) -> Sequence[Forecast]:
+        members = self._drawn(self.inferer, patient)
+        heatmap = self.heatmap(patient) if self.one_call else None
+        return [ensemble_forecast(members, patient.affine, self.rule, patient.dseg, heatmap)]
+
+    def heatmap(self, patient: Patient) -> np.ndarray:
+        """The one-call heatmap, (H, W, S) float32, 0 outside the brain."""
+        return self._drawn(self.inferer.heatmap, patient)
+
+    def _drawn(self, draw: Callable[[torch.Tensor, nn.Module], torch.Tensor], patient: Patient) -> np.ndarray:
         image = MetaTensor(patient.image[None].clone(), meta={"case": patient.case}).to(self.device)
         image[:, -1] = patient.arm
-        members = self.inferer(image, self.network)[0].float().cpu().numpy() * patient.brain
-        heatmap = None
-        if self.one_call:
-            heatmap = self.inferer.heatmap(image, self.network)[0].float().cpu().numpy() * patient.brain
-        return [ensemble_forecast(members, patient.affine, self.rule, patient.dseg, heatmap)]
+        return draw(image, self.network)[0].float().cpu().numpy() * patient.brain
 
 
 def findings_of(mask: np.ndarray, affine: np.ndarray, rule: LesionRule, dseg: Placed | None = None) -> Findings:

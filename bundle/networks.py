@@ -49,7 +49,7 @@ class ForecastNetwork(nn.Module):
             the paper; see docs/learning.md.
         with_control: build the ControlNet.
         gradient_checkpointing: keep only the inputs of residual and attention blocks for the backward pass and compute the rest
-            again (Chen et al. 2016, arXiv 1604.06174): the same gradients for less memory and a third more time.
+            again (Chen et al. 2016, arXiv 1604.06174): the same gradients for less memory and nearly a second forward pass.
     """
 
     def __init__(

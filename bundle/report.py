@@ -200,7 +200,7 @@ def _cell(row: Any, before: str = "") -> str:
         return "–"
     # Beside a ceiling close to the floor a perfect or a very bad forecast has a share that says nothing.
     told = np.isfinite(row.gap_closed) and abs(row.gap_closed) < 10
-    gap = Markup(f" <b>{row.gap_closed + 0.0:.0%}</b>".replace("-0%", "0%")) if told else ""
+    gap = Markup(f" <b>{round(row.gap_closed, 2) + 0.0:.0%}</b>") if told else ""  # never -0
     return Markup(f"{row.value:.3g}") + gap + Markup(f"<small>{before}{row.ci_low:.3g} to {row.ci_high:.3g}</small>")
 
 

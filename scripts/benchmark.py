@@ -43,7 +43,6 @@ from bundle.files import written_whole
 from bundle.forecasting import EnsembleInferer, condition_of
 from bundle.forecasts import Diffusion, Forecast, Patient
 from bundle.inference import Guard
-from bundle.lesions import LesionRule
 from bundle.memory import keep_freed_memory
 from bundle.samplers import AncestralSampler
 from bundle.schedules import LogSNRUniformGrid, TimeUniformGrid
@@ -148,8 +147,8 @@ def run(
         with written_whole(Path(out) / "profile.md") as stream:
             stream.write(profile(Contestant(config, network, inferer, DEFAULT, image)).encode())
     scored = {name: inferer_of(inferer, name) for name in names if name != PEER and not is_for_speed(name, against)}
-    forecasters = {name: Diffusion(network, changed, read.rule, one_call=False) for name, changed in scored.items()}
-    forecasters |= {name: Preview(network, changed) for name, changed in scored.items() if name == PREVIEW}
+    models = {name: Diffusion(network, changed, read.rule, one_call=False) for name, changed in scored.items()}
+    forecasters = {name: Preview(model) if name == PREVIEW else model for name, model in models.items()}
     evaluation = Evaluation(dataset_dir, items, read, forecasters, Scoring(read.rule), out, Guard())
     with sharing() as (rank, world):
         evaluation.score(rank, world)
@@ -200,16 +199,13 @@ class Plain(nn.Module):
 
 
 class Preview:
-    """The one-call heatmap as a forecaster; it says nothing of counts."""
+    """The model's one-call heatmap as a forecaster; it says nothing of counts."""
 
-    def __init__(self, network: nn.Module, inferer: EnsembleInferer) -> None:
-        self.network, self.inferer = network, inferer
-        self.key = f"preview, {Diffusion(network, inferer, LesionRule()).key}"
+    def __init__(self, model: Diffusion) -> None:
+        self.model, self.key = model, f"preview, {model.key}"
 
     def __call__(self, patient: Patient) -> Sequence[Forecast]:
-        image = patient.image[None].to(next(self.network.parameters()).device)
-        heatmap = self.inferer.heatmap(image, self.network)[0].float().cpu().numpy() * patient.brain
-        return [Forecast(np.nan, np.full(1, np.nan), np.ones(1), heatmap=heatmap)]
+        return [Forecast(np.nan, np.full(1, np.nan), np.ones(1), heatmap=self.model.heatmap(patient))]
 
 
 class Contestant:

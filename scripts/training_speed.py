@@ -2,8 +2,8 @@
 
     python -m scripts.training_speed --out DIR [--dataset_dir DIR] [--iterations 20] [--repeats 3]
 
-*Speed*: iterations of both stages of configs/train.json, each in a process of its own; medians, with the seconds that an
-iteration waits for its data. *Memory* of a step of configs/paper.json, computed: the network runs on tensors without data,
+*Speed*: iterations of both stages of configs/train.json, each in a process of its own; medians, with the share of the
+time in which an iteration waits for its data. *Memory* of a step of configs/paper.json, computed: the network runs on tensors without data,
 and what is alive is added up after every operation. What a GPU's libraries take for themselves is not in it.
 Writes DIR/training.json (rows) and DIR/training.md (tables).
 """
@@ -87,7 +87,6 @@ def _time_training(
         if way == OURS:
             keep_freed_memory()
         trainer = config.get_parsed_content(f"{block}#trainer")
-        config.get_parsed_content(f"{block}#dataloader").batch_sampler.start = 0
         return _profile(trainer, config["batch_size"])
 
 
