@@ -64,7 +64,7 @@ class Denoiser(nn.Module):
         self.num_contrasts = num_contrasts
 
     def output(self, z_t: Tensor, logsnr: Tensor, condition: Condition) -> Tensor:
-        """The network's own output in float32, (B, 30, H, W), for logsnr (B,)."""
+        """The network's own output in float32, (B, 30, H, W), for logsnr of B samples or of one for all."""
         plane = z_t[:, :1]
         images = condition.images.to(z_t.dtype).expand(len(z_t), -1, -1, -1)
         planes = [expand_to(value.to(z_t.dtype), plane).expand_as(plane) for value in (logsnr, condition.arm)]
@@ -81,7 +81,7 @@ class Denoiser(nn.Module):
         encoded = self.network.encode(condition.images)
 
         def denoise(z_t: Tensor, logsnr: Tensor) -> Tensor:
-            output = self.network.denoise(z_t, logsnr, condition.arm.expand(len(z_t)), encoded)
+            output = self.network.denoise(z_t, logsnr, condition.arm, encoded)
             return self._to_x0(output.float(), z_t, logsnr)
 
         return denoise
@@ -116,7 +116,7 @@ class GuidedDenoiser:
     guidance_interval: tuple[float, float] | None = None
 
     def given(self, condition: Condition) -> DenoiseAt:
-        """(z_t, logsnr) -> guided x0 under this condition, see `Denoiser.given`; of one log-SNR a call."""
+        """(z_t, logsnr) -> guided x0 under this condition, see `Denoiser.given`."""
         of_images = self.guidance_scale
         of_arm = of_images if self.arm_guidance_scale is None else self.arm_guidance_scale
         shares = [(of_arm, condition), (of_images - of_arm, condition.null(images=False)), (1 - of_images, condition.null())]

@@ -143,7 +143,7 @@ class ForecastNetwork(nn.Module):
         return encoded
 
     def denoise(self, z_t: Tensor, logsnr: Tensor, arm: Tensor, encoded: dict[str, Tensor]) -> Tensor:
-        """(B, O, H, W) of z_t (B, O, H, W), logsnr and class indices (B,), and what `encode` gave of B patients or of one."""
+        """(B, O, H, W) of z_t (B, O, H, W); logsnr and class indices, and what `encode` gave, are of B samples or of one for all."""
         timestep = logsnr_to_timestep(logsnr)
         arm = torch.where((arm >= 0) & (arm < NULL_ARM), arm, NULL_ARM)  # what names no arm is unknown
         labels = arm
@@ -169,7 +169,7 @@ class ForecastNetwork(nn.Module):
     def __prepare_scriptable__(self) -> nn.Module:
         """MONAI's two nets cannot be scripted: `torch.jit.script` of this network yields a trace."""
         side = 4 * self.stride
-        example = torch.zeros(1, self.outcome_channels + self.image_channels + 2, side, side)
+        example = torch.zeros(2, self.outcome_channels + self.image_channels + 2, side, side)
         example = example.to(next(self.parameters()).device)
         return _Traced(torch.jit.trace(self.eval(), example, check_trace=False))
 
@@ -208,11 +208,13 @@ class LocalPath(nn.Module):
     def __init__(self, outcome_contrasts: int, image_contrasts: int, channels: int, hypotheses: int = 8) -> None:
         super().__init__()
         self.channels, self.hypotheses = channels, hypotheses
-        others = outcome_contrasts - 1
+        self.others = others = outcome_contrasts - 1
         self.level = nn.Sequential(nn.Linear(32, 64), nn.SiLU(), nn.Linear(64, 2 * channels + 4 * hypotheses))
         self.outcome = nn.Conv3d(4 * outcome_contrasts, channels, kernel_size=3, padding=1)
         self.images = nn.Conv3d(image_contrasts, channels, kernel_size=(1, 3, 3), padding=(0, 1, 1))
         self.out = nn.Conv3d(channels, others + 2 * hypotheses, kernel_size=3, padding=1)
+        kinds = torch.eye(2).repeat_interleave(hypotheses, dim=1)  # for and against
+        self.register_buffer("kinds", F.pad(kinds, (others, 0))[..., None, None, None], persistent=False)
         for layer in (self.images, self.out):
             nn.init.zeros_(layer.bias)
         nn.init.zeros_(self.images.weight)
@@ -228,7 +230,7 @@ class LocalPath(nn.Module):
         return self.images(images.contiguous(memory_format=torch.channels_last_3d))  # so it is faster on a CPU
 
     def forward(self, z_t: Tensor, guess: Tensor, encoded: Tensor, logsnr: Tensor) -> Tensor:
-        """(B, outcome_contrasts, S, H, W) to add to the UNet's output `guess`; `encoded` is of B patients or of one.
+        """(B, outcome_contrasts, S, H, W) to add to the UNet's output `guess`; `encoded` and logsnr are of B or of one.
 
         Of a mask, guess is half the log-odds that all other voxels give a voxel and alpha z_t / sigma^2 what it says of
         itself (`bundle.prediction.BinaryPrediction`), so that the tanh of both is x0 as known before its neighbours are asked.
@@ -241,13 +243,27 @@ class LocalPath(nn.Module):
         scale, shift, scale_out, shift_out = level.split(sizes, dim=1)
         outcome = torch.cat([z_t, guess, evidence.clamp(-4, 4), x0], dim=1)
         features = self.outcome(outcome.contiguous(memory_format=torch.channels_last_3d)) + encoded
-        out = self.out(F.silu(modulate(features, scale, shift)))
-        others, log_likelihoods = out.tensor_split([-2 * self.hypotheses], dim=1)
-        log_likelihoods = modulate(log_likelihoods, scale_out, shift_out).float()
-        # A plain log-sum-exp, bounded so that it cannot overflow: half the time of torch.logsumexp, which finds the largest first.
-        log_sums = log_likelihoods.clamp(-60, 60).exp().unflatten(1, (2, -1)).sum(2).log()  # for and against
-        mask = (log_sums[:, :1] - log_sums[:, 1:]) / 2
-        return torch.cat([others.to(mask), mask], dim=1)
+        features = F.silu(modulate(features, scale, shift))
+        scale_out, shift_out = (F.pad(x, (self.others, 0)) for x in (scale_out, shift_out))
+        if logsnr.shape[0] == 1:
+            out, last = F.conv3d(features, *self._relative_filters(scale_out[0], shift_out[0]), padding=1), 1
+        else:
+            out, last = modulate(self.out(features), scale_out, shift_out), 0
+        # Log-sum-exp with a bound instead of the largest, and the sums as a convolution: a seventh of the time of torch.logsumexp.
+        sums = F.conv3d(out.clamp(-85, 85).exp(), self.kinds[:, : out.shape[1]]).float()
+        mask = (sums[:, :1].log() - (sums[:, 1:] + last).log()) / 2
+        return torch.cat([out[:, : self.others].to(mask), mask], dim=1)
+
+    def _relative_filters(self, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight and bias of `out` at one noise level, with the last hypothesis as the yardstick of all others.
+
+        Of one level there are few filters and many voxels to modulate; and log-odds do not change when
+        every log-likelihood changes alike, so that one of them can be held at 0: of 17 channels a CPU computes 32, of 16 the half.
+        """
+        weight, bias = self.out.weight * expand_to(1 + scale, self.out.weight), self.out.bias * (1 + scale) + shift
+        for filters in (weight, bias):
+            filters[self.others :] -= filters[-1].clone()
+        return weight[:-1], bias[:-1]
 
 
 def modulate(features: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Reverse processes: (denoise, noise, grid) -> x0. They know no network, no treatment and no MONAI.
 
-`denoise(z_t, logsnr)` gives x0 for logsnr (B,); `grid` is logsnr (num_steps + 1,), increasing. `num_steps` steps make
+`denoise(z_t, logsnr)` gives x0 of B samples at one logsnr, (1,); `grid` is logsnr (num_steps + 1,), increasing. `num_steps` steps make
 exactly `num_steps` calls, at all but the last value of the grid; the last one is where the result lives.
 
 References:
@@ -48,7 +48,7 @@ class AncestralSampler:
     def __call__(self, denoise: DenoiseAt, z: Tensor, grid: Tensor, streams: Streams) -> Tensor:
         """x0 (B, ...) from noise z (B, ...); `streams` gives each sample its further noise."""
         for logsnr_t, logsnr_s in itertools.pairwise(grid):
-            x0 = denoise(z, logsnr_t.expand(len(z)))
+            x0 = denoise(z, logsnr_t[None])
             noise = streams.normal(z.shape[1:], z.device) if self.eta else torch.zeros_like(z)
             z = ancestral_step(z, x0, logsnr_t, logsnr_s, self.eta, noise)
         return z
@@ -63,7 +63,7 @@ class DPMSolverPP2M:
         previous_x0, previous_step = None, None
         for logsnr_t, logsnr_s in itertools.pairwise(grid):
             (_, sigma_t), (alpha_s, sigma_s) = alpha_sigma(logsnr_t), alpha_sigma(logsnr_s)
-            x0 = denoise(z, logsnr_t.expand(len(z)))
+            x0 = denoise(z, logsnr_t[None])
             step = (logsnr_s - logsnr_t) / 2
             if previous_x0 is None:
                 direction = x0

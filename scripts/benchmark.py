@@ -295,13 +295,17 @@ def speed(contestants: Mapping[str, Contestant], repeats: int, against: str = RE
 
 
 def profile(contestant: Contestant, rows: int = 12) -> str:
-    """The operations that take longest, as a Markdown table; what a contestant does before its first call is warmed up."""
-    contestant.once()
+    """The operations that take longest, as a Markdown table."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (contestant.device.type == "cuda")
-    with torch.profiler.profile(activities=activities) as measured:
-        contestant.once()
+    # Warmed up under the profiler: what it allocates lies in the way of large tensors, which at first are given fresh pages.
+    turns = torch.profiler.schedule(wait=0, warmup=2, active=1)
+    with torch.profiler.profile(activities=activities, schedule=turns) as measured:
+        for _ in range(3):
+            contestant.once()
+            measured.step()
     time_of = "self_device_time_total" if contestant.device.type == "cuda" else "self_cpu_time_total"
-    events = sorted(measured.key_averages(), key=lambda event: -getattr(event, time_of))
+    events = [event for event in measured.key_averages() if not event.key.startswith("ProfilerStep")]
+    events.sort(key=lambda event: -getattr(event, time_of))
     whole = sum(getattr(event, time_of) for event in events)
     shares = [(event.key, event.count, getattr(event, time_of) / whole) for event in events]
     told = shares[:rows] + [("all others", sum(x[1] for x in shares[rows:]), sum(x[2] for x in shares[rows:]))]

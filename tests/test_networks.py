@@ -140,6 +140,15 @@ def test_samples_of_one_patient_share_what_the_images_say():
     torch.testing.assert_close(once, network(x))
 
 
+def test_samples_at_one_level_may_share_it():
+    """Then filters are modulated in the place of voxels, which must give the same."""
+    network, x = randomise(tiny(local_channels=8, with_loads=True)), one_tensor(batch=3)
+    x[:, 6:] = x[:1, 6:]
+    levels, arms, encoded = x[:, -2, 0, 0], x[:, -1, 0, 0].long(), network.encode(x[:1, 6:27])
+    shared = network.denoise(x[:, :6], levels[:1], arms[:1], encoded)
+    torch.testing.assert_close(shared, network.denoise(x[:, :6], levels, arms, encoded))
+
+
 def test_without_control_the_images_are_not_read():
     network, x = randomise(tiny(with_control=False, local_channels=8)), one_tensor()
     other = x.clone()
