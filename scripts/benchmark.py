@@ -299,7 +299,7 @@ def profile(contestant: Contestant, rows: int = 12) -> str:
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (contestant.device.type == "cuda")
     # Warmed up under the profiler: what it allocates lies in the way of large tensors, which at first are given fresh pages.
     turns = torch.profiler.schedule(wait=0, warmup=2, active=1)
-    with torch.profiler.profile(activities=activities, schedule=turns) as measured:
+    with torch.profiler.profile(activities=activities, schedule=turns, acc_events=True) as measured:
         for _ in range(3):
             contestant.once()
             measured.step()
