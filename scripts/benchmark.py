@@ -49,7 +49,7 @@ from bundle.schedules import LogSNRUniformGrid, TimeUniformGrid
 from bundle.tables import TABLES, bootstrap_weights
 
 Row = dict[str, Any]
-REFERENCE, PREVIEW, PEER, DEFAULT = "reference", "preview", "diffusers", "default"
+REFERENCE, PREVIEW, PEER, DEFAULT, CONVERGED = "reference", "preview", "diffusers", "default", "default in 100 steps"
 STEPS = (4, 6, 8, 10, 16)
 
 
@@ -91,6 +91,7 @@ METHODS = {
     "in bf16": Method(plain=True),
     DEFAULT: Method(),
     "default in fp32": Method(dict(amp=False)),
+    CONVERGED: Method(dict(grid=LogSNRUniformGrid(), num_steps=100)),  # what the default's solver leads to
     PREVIEW: Method(),  # the one-call heatmap
     PEER: Method(),  # the same networks and steps by diffusers, if it is installed: speed only
 } | {
