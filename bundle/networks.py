@@ -143,7 +143,8 @@ class ForecastNetwork(nn.Module):
         return encoded
 
     def denoise(self, z_t: Tensor, logsnr: Tensor, arm: Tensor, encoded: dict[str, Tensor]) -> Tensor:
-        """(B, O, H, W) of z_t (B, O, H, W); logsnr and class indices, and what `encode` gave, are of B samples or of one for all."""
+        """(B, O, H, W) of z_t (B, O, H, W). logsnr, arm (class indices) and what `encode` gave are of B samples or of one for all; B encoded
+        need B arms."""
         timestep = logsnr_to_timestep(logsnr)
         arm = torch.where((arm >= 0) & (arm < NULL_ARM), arm, NULL_ARM)  # what names no arm is unknown
         labels = arm
@@ -207,20 +208,19 @@ class LocalPath(nn.Module):
 
     def __init__(self, outcome_contrasts: int, image_contrasts: int, channels: int, hypotheses: int = 8) -> None:
         super().__init__()
-        self.channels, self.hypotheses = channels, hypotheses
-        self.others = others = outcome_contrasts - 1
+        self.channels, self.hypotheses, self.others = channels, hypotheses, outcome_contrasts - 1
         self.level = nn.Sequential(nn.Linear(32, 64), nn.SiLU(), nn.Linear(64, 2 * channels + 4 * hypotheses))
         self.outcome = nn.Conv3d(4 * outcome_contrasts, channels, kernel_size=3, padding=1)
         self.images = nn.Conv3d(image_contrasts, channels, kernel_size=(1, 3, 3), padding=(0, 1, 1))
-        self.out = nn.Conv3d(channels, others + 2 * hypotheses, kernel_size=3, padding=1)
+        self.out = nn.Conv3d(channels, self.others + 2 * hypotheses, kernel_size=3, padding=1)
         kinds = torch.eye(2).repeat_interleave(hypotheses, dim=1)  # for and against
-        self.register_buffer("kinds", F.pad(kinds, (others, 0))[..., None, None, None], persistent=False)
+        self.register_buffer("kinds", F.pad(kinds, (self.others, 0))[..., None, None, None], persistent=False)
         for layer in (self.images, self.out):
             nn.init.zeros_(layer.bias)
         nn.init.zeros_(self.images.weight)
         with torch.no_grad():  # each hypothesis for starts with one against that is as likely
-            self.out.weight[:others] = 0
-            in_favour, against = self.out.weight[others:].chunk(2)
+            self.out.weight[: self.others] = 0
+            in_favour, against = self.out.weight[self.others :].chunk(2)
             against.copy_(in_favour)
             self.level[-1].weight[2 * channels :] = 0
             self.level[-1].bias[2 * channels :] = 0

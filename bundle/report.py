@@ -333,5 +333,5 @@ def _facts(evaluation: Evaluation, scores: Mapping[str, Scores]) -> str:
     first = next(iter(scores.values()))
     return (
         f"{len(first.cases)} patients of {Path(evaluation.dataset_dir).name}, {int(first.active.sum())} of them active, "
-        f"{int(first['true_count'].sum())} new or enlarging lesions. Forecasters: {', '.join(map(spoken, scores))}."
+        f"{int(first['true_count'].sum())} new or enlarging lesions. Forecasters: {'; '.join(map(spoken, scores))}."
     )
