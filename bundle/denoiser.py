@@ -1,5 +1,6 @@
 """The denoiser, (z_t, logsnr, condition) -> x0: the only thing that knows the network and what it predicts."""
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -74,15 +75,23 @@ class Denoiser(nn.Module):
         """E[x0 | z_t, condition], (B, 30, H, W) in [-1, 1]."""
         return self._to_x0(self.output(z_t, logsnr, condition), z_t, logsnr)
 
-    def given(self, condition: Condition) -> DenoiseAt:
-        """`forward` for this condition; what a network can `encode` of the images is computed here, once for all calls."""
+    def given(self, condition: Condition, reuse_within: float = 0.0) -> DenoiseAt:
+        """`forward` for this condition; what a network can `encode` of the images is computed here, once for all calls.
+
+        What UNet and ControlNet say changes slowly along the walk of a sample: while log-SNR has risen by less than `reuse_within`
+        since they were called, they are taken at their word and only the network's local path is computed (after
+        DeepCache, Ma et al. 2024, arXiv 2312.00858). A walk begins below all levels of the one before it, and so with a call.
+        """
         if not hasattr(self.network, "encode"):
             return lambda z_t, logsnr: self(z_t, logsnr, condition)
         encoded = self.network.encode(condition.images)
+        guess, guessed_at = None, math.inf
 
         def denoise(z_t: Tensor, logsnr: Tensor) -> Tensor:
-            output = self.network.denoise(z_t, logsnr, condition.arm, encoded)
-            return self._to_x0(output.float(), z_t, logsnr)
+            nonlocal guess, guessed_at
+            if not (reuse_within and 0 < logsnr[0] - guessed_at < reuse_within):
+                guess, guessed_at = self.network.guess(z_t, logsnr, condition.arm, encoded), logsnr[0]
+            return self._to_x0(self.network.refine(guess, z_t, logsnr, encoded).float(), z_t, logsnr)
 
         return denoise
 
@@ -108,24 +117,26 @@ class GuidedDenoiser:
         arm_guidance_scale: w_a; as the images' if not given.
         guidance_interval: log-SNRs between which guidance acts, with one call outside; everywhere if not given (Kynkaanniemi et
             al. 2024, arXiv 2404.07724).
+        reuse_within: see `Denoiser.given`.
     """
 
     denoiser: Denoiser
     guidance_scale: float = 1.0
     arm_guidance_scale: float | None = None
     guidance_interval: tuple[float, float] | None = None
+    reuse_within: float = 0.0
 
     def given(self, condition: Condition) -> DenoiseAt:
         """(z_t, logsnr) -> guided x0 under this condition, see `Denoiser.given`."""
         of_images = self.guidance_scale
         of_arm = of_images if self.arm_guidance_scale is None else self.arm_guidance_scale
         shares = [(of_arm, condition), (of_images - of_arm, condition.null(images=False)), (1 - of_images, condition.null())]
-        parts = [(share, self.denoiser.given(known)) for share, known in shares if share]
+        parts = [(share, self.denoiser.given(known, self.reuse_within)) for share, known in shares if share]
 
         def guided(z_t: Tensor, logsnr: Tensor) -> Tensor:
             return sum(share * denoise(z_t, logsnr) for share, denoise in parts)
 
         if self.guidance_interval is None:
             return guided
-        (low, high), plain = self.guidance_interval, self.denoiser.given(condition)
+        (low, high), plain = self.guidance_interval, self.denoiser.given(condition, self.reuse_within)
         return lambda z_t, logsnr: (guided if low <= logsnr[0] <= high else plain)(z_t, logsnr)

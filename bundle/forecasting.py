@@ -51,10 +51,11 @@ class EnsembleInferer(Inferer):
     Args:
         schedule, grid, sampler, prediction: the reverse process (see the modules of these names).
         num_members: ensemble size K.
-        num_steps: reverse steps, each one network call (two with guidance).
+        num_steps: reverse steps, each one network call (two with guidance) at the most.
         guidance_scale, arm_guidance_scale: of images and arm (by default the same), see
             `bundle.denoiser.GuidedDenoiser`; 1 keeps probabilities calibrated, more sharpens samples.
         guidance_interval: log-SNRs between which they act (ibid.).
+        reuse_within: log-SNR within which UNet and ControlNet are not called again, see `bundle.denoiser.Denoiser.given`.
         foreground_weight: the loss weight of lesion voxels in training, see `bundle.denoiser.Denoiser`.
         seed: with the case's id and the member's number it makes the member's noise.
         member_batch: members a network call; halved when the device's memory is exceeded.
@@ -76,6 +77,7 @@ class EnsembleInferer(Inferer):
         guidance_scale: float = 1.0,
         arm_guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
+        reuse_within: float = 0.0,
         foreground_weight: float = 10.0,
         seed: int = 0,
         member_batch: int = 10,
@@ -93,10 +95,12 @@ class EnsembleInferer(Inferer):
                 raise InputError(f"{name}={value} is not a number", f"correct --{name}")
         if guidance_interval is not None and not is_interval(guidance_interval):
             raise InputError(f"guidance_interval={guidance_interval} is not two rising log-SNRs", "correct --guidance_interval")
+        if not isinstance(reuse_within, Real) or not reuse_within >= 0:
+            raise InputError(f"reuse_within={reuse_within} is not a number of at least 0", "correct --reuse_within")
         self.schedule, self.grid, self.sampler, self.prediction = schedule, grid, sampler, prediction
         self.num_members, self.num_steps = num_members, num_steps
         self.guidance_scale, self.arm_guidance_scale = guidance_scale, arm_guidance_scale
-        self.guidance_interval = guidance_interval
+        self.guidance_interval, self.reuse_within = guidance_interval, reuse_within
         self.foreground_weight, self.seed, self.member_batch = foreground_weight, seed, member_batch
         self.amp, self.progress = amp, progress
 
@@ -135,7 +139,9 @@ class EnsembleInferer(Inferer):
     def denoise_given(self, network: nn.Module, images: Tensor) -> DenoiseAt:
         """The guided denoiser of these patients' images (B, 8, H, W, S)."""
         denoiser = Denoiser(network.eval(), self.prediction, self.foreground_weight)
-        guided = GuidedDenoiser(denoiser, self.guidance_scale, self.arm_guidance_scale, self.guidance_interval)
+        guided = GuidedDenoiser(
+            denoiser, self.guidance_scale, self.arm_guidance_scale, self.guidance_interval, self.reuse_within
+        )
         return guided.given(condition_of(images))
 
     def members(self, network: nn.Module, image: Tensor, case: str) -> Tensor:

@@ -17,12 +17,12 @@ from bundle.schedules import alpha_sigma, expand_to
 
 
 def logsnr_to_timestep(logsnr: Tensor) -> Tensor:
-    """logsnr in [-20, 20] -> [1000, 0], the range MONAI's sinusoidal embedding was made for.
+    """logsnr in [-20, 20] -> [100, 0], for MONAI's sinusoidal embedding.
 
-    Fed raw, a step of 0.1 in logsnr turns the fastest of the embedding's waves by 0.1 rad and the others hardly at
-    all; on this scale it turns the fastest by 2.5 rad and a dozen more visibly.
+    The fastest of its waves then turns once in 2.5 of log-SNR: slowly enough for what is learnt of one level to hold for its
+    neighbours. At ten times that speed (MONAI's range, [0, 1000]) it learns each tenth of log-SNR for itself, and x0 is jagged.
     """
-    return 25 * (20 - logsnr.clamp(-20, 20))
+    return 2.5 * (20 - logsnr.clamp(-20, 20))
 
 
 class ForecastNetwork(nn.Module):
@@ -127,7 +127,8 @@ class ForecastNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         z_t, images, planes = x.split([self.outcome_channels, self.image_channels, 2], dim=1)
         logsnr, arm = planes[:, :, 0, 0].unbind(1)  # (B,) each
-        return self.denoise(z_t, logsnr, arm.round().long(), self.encode(images))
+        encoded = self.encode(images)
+        return self.refine(self.guess(z_t, logsnr, arm.round().long(), encoded), z_t, logsnr, encoded)
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
         """What the image slabs (B, I, H, W) say, whatever the noise and the arm: to be computed once a patient."""
@@ -142,9 +143,11 @@ class ForecastNetwork(nn.Module):
             encoded["local"] = self.local.encode(images.unflatten(1, (-1, self.num_slices)))
         return encoded
 
-    def denoise(self, z_t: Tensor, logsnr: Tensor, arm: Tensor, encoded: dict[str, Tensor]) -> Tensor:
-        """(B, O, H, W) of z_t (B, O, H, W). logsnr, arm (class indices) and what `encode` gave are of B samples or of one for all; B encoded
-        need B arms."""
+    def guess(self, z_t: Tensor, logsnr: Tensor, arm: Tensor, encoded: dict[str, Tensor]) -> Tensor:
+        """What UNet and ControlNet say, (B, O, H, W) of z_t (B, O, H, W).
+
+        logsnr, arm (class indices) and what `encode` gave are of B samples or of one for all; B encoded need B arms.
+        """
         timestep = logsnr_to_timestep(logsnr)
         arm = torch.where((arm >= 0) & (arm < NULL_ARM), arm, NULL_ARM)  # what names no arm is unknown
         labels = arm
@@ -161,11 +164,14 @@ class ForecastNetwork(nn.Module):
             down_block_additional_residuals=down,
             mid_block_additional_residual=mid,
         )
-        output = F.pixel_shuffle(output, self.patch_size)
-        if self.local is not None:
-            z_t, guess = (x.unflatten(1, (-1, self.num_slices)) for x in (z_t, output))
-            output = output + self.local(z_t, guess, encoded["local"], logsnr).flatten(1, 2)
-        return output
+        return F.pixel_shuffle(output, self.patch_size)
+
+    def refine(self, guess: Tensor, z_t: Tensor, logsnr: Tensor, encoded: dict[str, Tensor]) -> Tensor:
+        """The output, (B, O, H, W): the `guess`, which may be of a somewhat noisier z_t, and what the local path adds to it."""
+        if self.local is None:
+            return guess
+        z_t, volumes = (x.unflatten(1, (-1, self.num_slices)) for x in (z_t, guess))
+        return guess + self.local(z_t, volumes, encoded["local"], logsnr).flatten(1, 2)
 
     def __prepare_scriptable__(self) -> nn.Module:
         """MONAI's two nets cannot be scripted: `torch.jit.script` of this network yields a trace."""

@@ -122,7 +122,7 @@ class WriteForecastd(MapTransform):
             have been restored with it.
         output_dir: gets a folder per case.
         weights: file of the network's weights, told by its sha256.
-        seed, num_steps, guidance_scale, arm_guidance_scale, guidance_interval: how the members were sampled, told in the report.
+        seed, num_steps, guidance_scale, arm_guidance_scale, guidance_interval, reuse_within: how the members were sampled, told in the report.
 
     Files: <output_dir>/<case>/<case>_desc-net2_{probseg.nii.gz,mask.nii.gz,forecast.json,forecast.png}; earlier ones
     are replaced.
@@ -143,6 +143,7 @@ class WriteForecastd(MapTransform):
         guidance_scale: float = 1.0,
         arm_guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] | None = None,
+        reuse_within: float = 0.0,
     ) -> None:
         super().__init__(keys)
         self.output_dir = Path(output_dir)
@@ -153,6 +154,7 @@ class WriteForecastd(MapTransform):
             "guidance_scale": guidance_scale,
             "arm_guidance_scale": arm_guidance_scale,
             "guidance_interval": guidance_interval,
+            "reuse_within": reuse_within,
         }
         check_writable(self.output_dir)
 

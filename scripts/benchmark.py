@@ -50,7 +50,7 @@ from bundle.tables import TABLES, bootstrap_weights
 
 Row = dict[str, Any]
 REFERENCE, PREVIEW, PEER, DEFAULT, CONVERGED = "reference", "preview", "diffusers", "default", "default in 100 steps"
-STEPS = (4, 6, 8, 10, 16)
+STEPS = (4, 6, 8, 10, 16, 24)
 
 
 @dataclass(frozen=True)
@@ -70,32 +70,34 @@ class Method:
     curve: str | None = None
 
 
-ANCESTRAL = dict(sampler=AncestralSampler(), grid=TimeUniformGrid(), num_steps=256, amp=False)
+ANCESTRAL = dict(sampler=AncestralSampler(), grid=TimeUniformGrid(), num_steps=256, reuse_within=0, amp=False)
 CURVES: dict[str, Mapping[str, Any]] = {
     "DPM-Solver++ from -4 to 4": dict(grid=LogSNRUniformGrid(-4, 4)),
     "DPM-Solver++ from -6 to 4": dict(grid=LogSNRUniformGrid(-6, 4)),
-    "DPM-Solver++ from -4 to 6": dict(grid=LogSNRUniformGrid(-4, 6)),
     "DPM-Solver++ uniform in logSNR": dict(grid=LogSNRUniformGrid()),
     "DPM-Solver++ uniform in time": dict(grid=TimeUniformGrid()),
     "DDIM from -4 to 4": dict(sampler=AncestralSampler(eta=0), grid=LogSNRUniformGrid(-4, 4)),
     "ancestral from -4 to 4": dict(sampler=AncestralSampler(), grid=LogSNRUniformGrid(-4, 4)),
     "guided": dict(guidance_scale=1.5, arm_guidance_scale=1.5),
     "guided from -2": dict(guidance_scale=1.5, arm_guidance_scale=1.5, guidance_interval=(-2, math.inf)),
+    "reusing within 1": dict(reuse_within=1.0),
+    "reusing within 1.9": dict(reuse_within=1.9),
 }
 METHODS = {
     # Favero et al. 2025 and its public relatives.
     REFERENCE: Method(ANCESTRAL, two_calls=True, plain=True),
     # What each change is worth: from the reference to the default.
-    "in 10 steps": Method(dict(amp=False), two_calls=True, plain=True),
+    "in the default's steps": Method(dict(amp=False), two_calls=True, plain=True),
     "in one call a step": Method(dict(amp=False), plain=True),
     "in bf16": Method(plain=True),
+    "members together": Method(dict(reuse_within=0)),
     DEFAULT: Method(),
     "default in fp32": Method(dict(amp=False)),
-    CONVERGED: Method(dict(grid=LogSNRUniformGrid(), num_steps=100)),  # what the default's solver leads to
+    CONVERGED: Method(dict(grid=LogSNRUniformGrid(), num_steps=100, reuse_within=0)),  # what the default's solver leads to
     PREVIEW: Method(),  # the one-call heatmap
     PEER: Method(),  # the same networks and steps by diffusers, if it is installed: speed only
 } | {
-    f"{curve}, {steps} steps": Method(changes | dict(num_steps=steps), curve=curve)
+    f"{curve}, {steps} steps": Method(dict(reuse_within=0) | changes | dict(num_steps=steps), curve=curve)
     for curve, changes in CURVES.items()
     for steps in STEPS
 }

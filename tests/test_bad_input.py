@@ -193,6 +193,7 @@ def told(trial, tiny_weights, tmp_path, monkeypatch, capsys):
             {"guidance_interval": [2, -1]},
             r"guidance_interval=\[2, -1\] is not two rising log-SNRs; correct --guidance_interval",
         ),
+        ({"reuse_within": -1}, "reuse_within=-1 is not a number of at least 0; correct --reuse_within"),
     ],
 )  # fmt: skip
 def test_what_keeps_everyone_from_a_forecast_is_told_at_once(told, overrides, line):

@@ -18,7 +18,7 @@ class Spy:
     def __init__(self):
         self.calls = 0
 
-    def given(self, condition):
+    def given(self, condition, reuse_within):
         arm = torch.where(condition.arm == NULL_ARM, 0.0, 10.0)
         images = condition.images.abs().flatten(1).sum(1).sign()
 
@@ -85,12 +85,17 @@ def test_a_patient_s_images_are_encoded_once_and_nothing_else_changes(condition)
             self.encoded += 1
             return images.sum(1, keepdim=True)
 
-        def denoise(self, z_t, logsnr, arm, encoded):
+        def guess(self, z_t, logsnr, arm, encoded):
             return (z_t * logsnr.reshape(-1, 1, 1, 1) + arm.reshape(-1, 1, 1, 1) + encoded) / 20
+
+        def refine(self, guess, z_t, logsnr, encoded):
+            return guess + encoded * z_t / 100
 
         def forward(self, x):
             z_t, images, planes = x.split([4, 5, 2], dim=1)
-            return self.denoise(z_t, planes[:, 0, 0, 0], planes[:, 1, 0, 0], images.sum(1, keepdim=True))
+            logsnr, arm = planes[:, :, 0, 0].unbind(1)
+            encoded = images.sum(1, keepdim=True)
+            return self.refine(self.guess(z_t, logsnr, arm, encoded), z_t, logsnr, encoded)
 
     network, z = Network(), torch.randn(3, 4, 4, 4)
     denoiser = Denoiser(network, X0Prediction())
@@ -100,6 +105,35 @@ def test_a_patient_s_images_are_encoded_once_and_nothing_else_changes(condition)
     for logsnr in (torch.tensor([-1.0, 0.0, 2.0]), torch.full((3,), 0.5)):
         assert torch.equal(denoise(z, logsnr), denoiser(z, logsnr, three))
     assert network.encoded == 1
+
+
+def test_within_a_rise_of_log_snr_the_guess_is_reused_and_refined_anew(condition):
+    class Network(nn.Module):
+        """Guesses how often it has guessed, and refines to guess + log-SNR / 100."""
+
+        guesses = 0
+
+        def encode(self, images):
+            return {}
+
+        def guess(self, z_t, logsnr, arm, encoded):
+            self.guesses += 1
+            return torch.full_like(z_t, self.guesses / 10)
+
+        def refine(self, guess, z_t, logsnr, encoded):
+            return guess + logsnr / 100
+
+    z, walk = torch.zeros(2, 4, 4, 4), (-16.0, -4.0, -3.5, -3.0, -2.5)
+
+    def walks(reuse_within, *levels):
+        denoise = Denoiser(Network(), X0Prediction(), foreground_weight=1).given(condition, reuse_within)
+        found = [denoise(z, torch.tensor([level]))[0, 0, 0, 0].item() for level in levels]
+        return [round(10 * (x0 - level / 100)) for x0, level in zip(found, levels)]
+
+    assert walks(0.0, *walk) == [1, 2, 3, 4, 5]
+    assert walks(0.6, *walk) == [1, 2, 2, 3, 3]
+    assert walks(1.1, *walk, *walk) == [1, 2, 2, 2, 3, 4, 5, 5, 5, 6]  # the next batch starts with a guess of its own
+    assert walks(9.0, -4.0, -4.0) == [1, 2]  # so does one of a single step
 
 
 def test_x0_stays_in_range_and_only_the_mask_is_unweighted(condition):

@@ -115,6 +115,24 @@ def test_guidance_in_an_interval_doubles_the_calls_there_alone():
     assert 0 < inside < 7 and network.calls == 7 + inside
 
 
+@pytest.mark.parametrize("guidance_scale, calls", [(1.0, 1), (2.0, 2)])
+def test_the_guess_is_reused_within_each_batch_and_call_of_guidance(guidance_scale, calls):
+    class Refining(Prior):
+        encode, refinements = staticmethod(lambda images: {}), 0
+
+        def guess(self, z_t, logsnr, arm, encoded):
+            return self(z_t)
+
+        def refine(self, guess, z_t, logsnr, encoded):
+            self.refinements += 1
+            return guess
+
+    network = Refining()
+    draws = inferer(num_members=5, num_steps=20, member_batch=2, guidance_scale=guidance_scale, reuse_within=2.5)
+    draws(image(), network)  # steps of 1 from -10 to 10: a guess at every third
+    assert network.calls == calls * 7 * 3 and network.refinements == calls * 20 * 3
+
+
 def test_the_batch_shrinks_when_memory_is_short():
     class Small(Prior):
         def forward(self, x):

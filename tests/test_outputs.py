@@ -189,7 +189,7 @@ def test_the_report_holds_these_and_only_these(patient, tmp_path):
     assert set(report) == {
         "schema_version", "notice", "case", "arm", "num_members", "p_active", "p_active_interval", "count", "volume_ml",
         "lesions", "likely_sites", "field_of_view", "seed", "num_steps", "guidance_scale",
-        "arm_guidance_scale", "guidance_interval", "weights_sha256", "versions",
+        "arm_guidance_scale", "guidance_interval", "reuse_within", "weights_sha256", "versions",
     }  # fmt: skip
     assert (report["case"], report["arm"]) == ("sub-1", "avonex")
     assert (report["seed"], report["num_steps"], report["guidance_scale"]) == (3, 20, 1.0)
