@@ -80,7 +80,8 @@ class Denoiser(nn.Module):
 
         What UNet and ControlNet say changes slowly along the walk of a sample: while log-SNR has risen by less than `reuse_within`
         since they were called, they are taken at their word and only the network's local path is computed (after
-        DeepCache, Ma et al. 2024, arXiv 2312.00858). A walk begins below all levels of the one before it, and so with a call.
+        DeepCache, Ma et al. 2024, arXiv 2312.00858). All samples must be at one level, and a network without a local path would say
+        the same twice. A walk begins below all levels of the one before it, and so with a call.
         """
         if not hasattr(self.network, "encode"):
             return lambda z_t, logsnr: self(z_t, logsnr, condition)

@@ -165,7 +165,7 @@ def test_neighbouring_levels_are_alike_to_the_network_and_distant_ones_are_not()
     logsnr = torch.arange(-18, 18, 0.1)
     embedding = get_timestep_embedding(logsnr_to_timestep(logsnr), 64)
     distance, apart = torch.cdist(embedding, embedding), (logsnr[:, None] - logsnr).abs()
-    assert distance[apart < 0.15].max() < 0.4 < 3 < distance[apart > 0.95].min()  # of 2 sqrt(64) at the most
+    assert distance[apart < 0.15].max() < 0.4 < 3 < distance[apart > 0.95].min()  # of 2 sqrt(32) at the most
 
 
 def test_scripting_yields_a_trace_that_agrees_on_other_batches():
