@@ -141,7 +141,6 @@ def read_cohort(
         raise InputError("no patient with a known outcome", "give a data set with NET2 masks of w096")
     file = Path(file)
     check_writable(file.parent)
-    file.parent.mkdir(parents=True, exist_ok=True)
     key = digest_of(read, [(str(item["image"]), item.get("arm")) for item in items])
     if file.is_file():
         with np.load(file) as kept:

@@ -161,7 +161,6 @@ class ScoreFiles:
     def write(self, name: str, forecaster: Forecaster, case: str, scores: Mapping[str, Values]) -> None:
         """Keep scores; the file appears whole or not at all."""
         file = self.file(name, case)
-        file.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(file) as stream:
             np.savez_compressed(stream, key=self._key(forecaster), **scores)
 

@@ -30,12 +30,13 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     """A file to write that takes its place at `path` when the block ends; if the block fails, nothing has changed.
 
     Args:
-        path: in a folder that exists.
+        path: its folder is made if it is not there.
 
     Raises:
         OSError: what the system says.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with part.open("wb") as file:
             yield file

@@ -134,8 +134,6 @@ class Report:
     def write(self, output_dir: str | Path) -> Path:
         """Writes tables/*.csv, tables/*.json, figures/*.png, figures/*.svg and report.html; returns the last one's path."""
         root = Path(output_dir)
-        for folder in ("tables", "figures"):
-            (root / folder).mkdir(parents=True, exist_ok=True)
         pictures = {}
         for name, table in self.tables.items():
             _write(root / "tables" / f"{name}.csv", table.to_csv(index=False).encode())

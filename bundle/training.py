@@ -256,9 +256,7 @@ def freeze_unet(network: ForecastNetwork) -> ForecastNetwork:
 
 def save_atomically(state: Any, path: str | Path) -> None:
     """torch.save that leaves either the old file or the whole new one, even if the machine goes down."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as file:
+    with written_whole(Path(path)) as file:
         torch.save(state, file)
 
 

@@ -7,7 +7,8 @@ All methods have the same weights, patients and noise; the name of a curve stand
 on one patient, R times (none with 0); medians. Plain methods draw one member, the others K; all are scaled to 100.
 *Quality*: K members of each of P patients, kept in DIR/cases, so that a run that was stopped goes on. 95 % intervals are those
 of a bootstrap over patients; differences from the method named by `against` are taken in pairs. Writes DIR/benchmark.json
-(rows), DIR/benchmark.md (a table), with speed DIR/profile.md (the operations of the default), and of curves DIR/quality.png.
+(rows), DIR/benchmark.md (a table), and of curves DIR/quality.png; with speed DIR/profile.md (the operations of the default) and
+DIR/speed.json, from which a later run without (R = 0, by several processes of torchrun) takes the times into its table.
 """
 
 import copy
@@ -39,7 +40,7 @@ from bundle.cohort import CaseReader
 from bundle.data.datalist import load_split, with_outcome
 from bundle.errors import InputError, report_in_one_line
 from bundle.evaluation import Evaluation, Scores, Scoring, sharing
-from bundle.files import written_whole
+from bundle.files import check_writable, written_whole
 from bundle.forecasting import EnsembleInferer, condition_of
 from bundle.forecasts import Diffusion, Forecast, Patient
 from bundle.inference import Guard
@@ -141,14 +142,19 @@ def run(
     items = with_outcome(load_split(dataset_dir, split))
     items = [items[place] for place in np.random.default_rng(seed).permutation(len(items))[:patients]]
     read = CaseReader(config.get_parsed_content("grid"), config.get_parsed_content("lesion_rule"))
+    check_writable(Path(out))
     rows: dict[str, Row] = {name: {"name": name} for name in names}
     if repeats:
         image = read(items[0]).patient.image
         contestants = {name: Contestant(config, network, inferer, name, image) for name in names}
         for name, figures in speed(contestants, repeats, against).items():
             rows[name] |= figures | {"peak_memory_mb": peak_memory(config_file, name, image)}
+        write(Path(out), "speed", list(rows.values()))
         with written_whole(Path(out) / "profile.md") as stream:
             stream.write(profile(Contestant(config, network, inferer, DEFAULT, image)).encode())
+    elif (Path(out) / "speed.json").is_file():
+        timed = {row["name"]: row for row in json.loads((Path(out) / "speed.json").read_text())}
+        rows = {name: timed.get(name, row) for name, row in rows.items()}
     scored = {name: inferer_of(inferer, name) for name in names if name != PEER and not is_for_speed(name, against)}
     models = {name: Diffusion(network, changed, read.rule, one_call=False) for name, changed in scored.items()}
     forecasters = {name: Preview(model) if name == PREVIEW else model for name, model in models.items()}

@@ -16,18 +16,20 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def folder(trial, tiny_weights, tmp_path_factory):
-    out = tmp_path_factory.mktemp("benchmark")
+    file = tmp_path_factory.mktemp("benchmark") / "tiny.json"
+    out = file.parent / "to be made"
     config = inference_config(**TINY, weights=str(tiny_weights))
-    file = out / "tiny.json"
     file.write_text(json.dumps(config.get()))
     with pytest.MonkeyPatch.context() as patch:
         reference = benchmark.METHODS["reference"]
         shorter = replace(reference, changes=reference.changes | {"num_steps": 16})
         patch.setitem(benchmark.METHODS, "reference", shorter)
         names = "default; preview; in one call a step; default in fp32; guided from -2, 6 steps; DPM-Solver++ from -4 to 4, 6 steps"
-        benchmark.run(
-            str(out), patients=3, members=4, repeats=2, dataset_dir=str(trial), split="all", methods=names, config_file=str(file)
-        )
+        same = dict(patients=3, members=4, dataset_dir=str(trial), split="all", methods=names, config_file=str(file))
+        benchmark.run(str(out), repeats=2, **same)
+        measured = (out / "benchmark.json").read_text()
+        benchmark.run(str(out), repeats=0, **same)
+        assert (out / "benchmark.json").read_text() == measured  # times and scores were both kept
     return out
 
 
