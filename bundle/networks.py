@@ -242,34 +242,41 @@ class LocalPath(nn.Module):
         itself (`bundle.prediction.BinaryPrediction`), so that the tanh of both is x0 as known before its neighbours are asked.
         """
         alpha, sigma = (expand_to(value, z_t) for value in alpha_sigma(logsnr.float()))
-        evidence = alpha / sigma.square() * z_t
+        z_t = z_t.to(guess.dtype)  # what all of it will be rounded to for the convolution
+        evidence = (alpha / sigma.square()).to(z_t.dtype) * z_t
         x0 = torch.tanh(guess + evidence)
         level = self.level(get_timestep_embedding(logsnr_to_timestep(logsnr), self.level[0].in_features))
         sizes = [self.channels, self.channels, 2 * self.hypotheses, 2 * self.hypotheses]
         scale, shift, scale_out, shift_out = level.split(sizes, dim=1)
-        outcome = torch.cat([z_t, guess, evidence.clamp(-4, 4), x0], dim=1)
-        features = self.outcome(outcome.contiguous(memory_format=torch.channels_last_3d)) + encoded
-        features = F.silu(modulate(features, scale, shift))
+        outcome = torch.cat([z_t, guess, evidence.clamp(-4, 4), x0], dim=1).contiguous(memory_format=torch.channels_last_3d)
         scale_out, shift_out = (F.pad(x, (self.others, 0)) for x in (scale_out, shift_out))
-        if logsnr.shape[0] == 1:
-            out, last = F.conv3d(features, *self._relative_filters(scale_out[0], shift_out[0]), padding=1), 1
+        if logsnr.shape[0] == 1:  # then filters, which are few, and what the images say are modulated in the place of every voxel
+            weight, bias = modulated(self.outcome, scale[0], shift[0])
+            encoded = modulate(encoded, scale, torch.zeros_like(shift))
+            features = F.silu(F.conv3d(outcome, weight, bias, padding=1) + encoded)
+            out, last = F.conv3d(features, *self._relative(*modulated(self.out, scale_out[0], shift_out[0])), padding=1), 1
         else:
+            features = F.silu(modulate(self.outcome(outcome) + encoded, scale, shift))
             out, last = modulate(self.out(features), scale_out, shift_out), 0
         # Log-sum-exp with a bound instead of the largest, and the sums as a convolution: a seventh of the time of torch.logsumexp.
         sums = F.conv3d(out.clamp(-85, 85).exp(), self.kinds[:, : out.shape[1]]).float()
         mask = (sums[:, :1].log() - (sums[:, 1:] + last).log()) / 2
         return torch.cat([out[:, : self.others].to(mask), mask], dim=1)
 
-    def _relative_filters(self, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight and bias of `out` at one noise level, with the last hypothesis as the yardstick of all others.
+    def _relative(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """The filters of `out` with the last hypothesis as the yardstick of all others.
 
-        Of one level there are few filters and many voxels to modulate; and log-odds do not change when
-        every log-likelihood changes alike, so that one of them can be held at 0: of 17 channels a CPU computes 32, of 16 the half.
+        Log-odds do not change when every log-likelihood changes alike, so that one of them can be held at 0: of 17 channels a
+        CPU computes 32, of 16 the half.
         """
-        weight, bias = self.out.weight * expand_to(1 + scale, self.out.weight), self.out.bias * (1 + scale) + shift
         for filters in (weight, bias):
             filters[self.others :] -= filters[-1].clone()
         return weight[:-1], bias[:-1]
+
+
+def modulated(layer: nn.Conv3d, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias that give the layer's output as `modulate` would, at one noise level: scale and shift are (C,)."""
+    return layer.weight * expand_to(1 + scale, layer.weight), layer.bias * (1 + scale) + shift
 
 
 def modulate(features: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

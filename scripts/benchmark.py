@@ -16,7 +16,7 @@ import json
 import math
 import multiprocessing
 import os
-import resource
+import re
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -83,6 +83,8 @@ CURVES: dict[str, Mapping[str, Any]] = {
     "guided from -2": dict(guidance_scale=1.5, arm_guidance_scale=1.5, guidance_interval=(-2, math.inf)),
     "reusing within 1": dict(reuse_within=1.0),
     "reusing within 1.9": dict(reuse_within=1.9),
+    "reusing within 2.7": dict(reuse_within=2.7),
+    "reusing within 4.1": dict(reuse_within=4.1),
 }
 METHODS = {
     # Favero et al. 2025 and its public relatives.
@@ -335,7 +337,7 @@ def matmul_peak(device: torch.device, amp: bool, side: int = 2048, times: int = 
 
 
 def peak_memory(config_file: str, name: str, image: Tensor) -> float:
-    """MB: of the GPU, or the resident set of a process of its own that draws one batch with the shipped network."""
+    """MB: of the GPU, or (on Linux) the resident set of a process of its own that draws one batch with the shipped network."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_peak_memory, config_file, name, image.numpy()).result()
 
@@ -351,7 +353,9 @@ def _peak_memory(config_file: str, name: str, image: np.ndarray) -> float:
     contestant.once()
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    # Of what runs in it now: getrusage counts what it was forked from as well.
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024 / 1e6
 
 
 def quality(scores: Mapping[str, Scores], against: str = REFERENCE, draws: int = 1000) -> dict[str, Row]:

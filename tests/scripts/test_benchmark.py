@@ -57,6 +57,12 @@ def test_speed_and_memory_are_those_of_a_real_run(rows):
     assert rows["in one call a step"]["flops_per_member"] > rows["default"]["flops_per_member"]  # images are read in every call
 
 
+def test_memory_of_the_process_that_asks_does_not_count(trial, tiny_weights, folder):
+    held = torch.ones(2**29)  # 2 GiB
+    image = torch.zeros(8, 24, 20, 15)
+    assert 100 < benchmark.peak_memory(str(folder.parent / "tiny.json"), "default", image) < held.nbytes / 1e6
+
+
 def test_the_reference_does_not_differ_from_itself(rows):
     for column in ("foreground_bias", "heatmap_brier_difference"):
         assert [rows["reference"][column + end] for end in ("", "_low", "_high")] == [0, 0, 0]
