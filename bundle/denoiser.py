@@ -84,22 +84,25 @@ class Denoiser(nn.Module):
         the same twice. A walk begins below all levels of the one before it, and so with a call.
         """
         if not hasattr(self.network, "encode"):
-            return lambda z_t, logsnr: self(z_t, logsnr, condition)
+            return lambda z_t, logsnr: self(z_t, logsnr.to(z_t.device), condition)
         encoded = self.network.encode(condition.images)
         guess, guessed_at = None, math.inf
 
         def denoise(z_t: Tensor, logsnr: Tensor) -> Tensor:
             nonlocal guess, guessed_at
-            if not (reuse_within and 0 < logsnr[0] - guessed_at < reuse_within):
-                guess, guessed_at = self.network.guess(z_t, logsnr, condition.arm, encoded), logsnr[0]
+            reached, logsnr = logsnr[0], logsnr.to(z_t.device)
+            if not (reuse_within and 0 < reached - guessed_at < reuse_within):
+                guess, guessed_at = self.network.guess(z_t, logsnr, condition.arm, encoded), reached
             return self._to_x0(self.network.refine(guess, z_t, logsnr, encoded).float(), z_t, logsnr)
 
         return denoise
 
     def _to_x0(self, output: Tensor, z_t: Tensor, logsnr: Tensor) -> Tensor:
         alpha, sigma = (expand_to(value, z_t) for value in alpha_sigma(logsnr))
-        x0 = self.prediction.to_x0(output, z_t, alpha, sigma)
-        *images, mask = x0.clamp(-1, 1).chunk(self.num_contrasts, dim=1)
+        x0 = self.prediction.to_x0(output, z_t, alpha, sigma).clamp(-1, 1)
+        if self.foreground_weight == 1:
+            return x0
+        *images, mask = x0.chunk(self.num_contrasts, dim=1)
         return torch.cat([*images, unweight_foreground(mask, self.foreground_weight)], dim=1)
 
 

@@ -167,7 +167,7 @@ class EnsembleInferer(Inferer):
     def sample(self, denoise: DenoiseAt, shape: tuple[int, int, int], streams: Streams, device: torch.device) -> Tensor:
         """(k, H, W, S), one outcome a stream, from noise of `shape` (30, H, W)."""
         noise = streams.normal(shape, device)
-        grid = self.grid(self.schedule, self.num_steps).to(device)
+        grid = self.grid(self.schedule, self.num_steps)  # not on a GPU, which would have to be waited for to read it
         with torch.autocast(device.type, torch.bfloat16, enabled=self.amp):
             x0 = self.sampler(denoise, noise, grid, streams)
         return net2_probability(x0)

@@ -1,4 +1,5 @@
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from bundle.data.transforms import LoadCased
 from bundle.denoiser import Denoiser
 from bundle.forecasting import EnsembleInferer, condition_of, one_call_heatmap
+from bundle.networks import ForecastNetwork
 from bundle.prediction import BinaryPrediction, ContrastwisePrediction, X0Prediction
 from bundle.randomness import Streams
 from bundle.samplers import AncestralSampler, DPMSolverPP2M
@@ -131,6 +133,18 @@ def test_the_guess_is_reused_within_each_batch_and_call_of_guidance(guidance_sca
     draws = inferer(num_members=5, num_steps=20, member_batch=2, guidance_scale=guidance_scale, reuse_within=2.5)
     draws(image(), network)  # steps of 1 from -10 to 10: a guess at every third
     assert network.calls == calls * 7 * 3 and network.refinements == calls * 20 * 3
+
+
+@pytest.mark.parametrize("sampler", [AncestralSampler(), DPMSolverPP2M()])
+def test_a_walk_asks_the_device_for_no_value(sampler, monkeypatch):
+    """On a GPU each would be a round trip; tensors on "meta" have none to give."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # knows no "meta"
+    small = dict(channels=(8, 16), attention_levels=(False, True), num_head_channels=8, norm_num_groups=4)
+    network = ForecastNetwork(S, conditioning_channels=8, local_channels=4, with_loads=True, **small).to("meta")
+    draws = inferer(sampler, num_steps=6, guidance_scale=1.5, guidance_interval=(-5, 5), reuse_within=4.0)
+    volumes = torch.zeros(1, 8, 16, 16, S, device="meta")
+    x0 = draws.sample(draws.denoise_given(network, volumes), (2 * S, 16, 16), Streams([1, 2]), torch.device("meta"))
+    assert x0.is_meta and x0.shape == (2, 16, 16, S)
 
 
 def test_the_batch_shrinks_when_memory_is_short():
