@@ -284,7 +284,7 @@ def test_killed_training_ends_bit_identical(stage, unbroken, trial, tmp_path):
 def test_a_frozen_unet_is_that_of_stage_1_to_the_end(unbroken, trial, tmp_path):
     paper = json.loads((ROOT / "configs" / "paper.json").read_text())
     overlay = tmp_path / "frozen.json"
-    overlay.write_text(json.dumps({"train#steered": paper["train#steered"]}))
+    overlay.write_text(json.dumps({"steered": paper["steered"]}))
     shutil.copy(unbroken / "stage1_last.pt", tmp_path)
     settings = TINY | TRAINING | {"dataset_dir": trial, "output_dir": tmp_path, "cache_dir": unbroken / "cache"}
     finish(start_bundle("finetuning", f"['configs/train.json','{overlay}']", **settings))
