@@ -3,7 +3,7 @@
     python -m scripts.training_speed --out DIR [--dataset_dir DIR] [--iterations 20] [--repeats 3]
 
 *Speed*: iterations of both stages of configs/train.json, each in a process of its own; medians, with the share of the
-time in which an iteration waits for its data. *Memory* of a step of configs/paper.json, computed: the network runs on tensors without data,
+time in which an iteration waits for its data; run it twice, since the first run fills the cache of prepared patients. *Memory* of a step of configs/paper.json, computed: the network runs on tensors without data,
 and what is alive is added up after every operation. What a GPU's libraries take for themselves is not in it.
 Writes DIR/training.json (rows) and DIR/training.md (tables).
 """
