@@ -81,7 +81,8 @@ class Denoiser(nn.Module):
         What UNet and ControlNet say changes slowly along the walk of a sample: while log-SNR has risen by less than `reuse_within`
         since they were called, they are taken at their word and only the network's local path is computed (after
         DeepCache, Ma et al. 2024, arXiv 2312.00858). All samples must be at one level, and a network without a local path would say
-        the same twice. A walk begins below all levels of the one before it, and so with a call.
+        the same twice. A walk begins below all levels of the one before it, and so with a call. Levels are best given on the CPU:
+        they are read here.
         """
         if not hasattr(self.network, "encode"):
             return lambda z_t, logsnr: self(z_t, logsnr.to(z_t.device), condition)
@@ -134,13 +135,15 @@ class GuidedDenoiser:
         """(z_t, logsnr) -> guided x0 under this condition, see `Denoiser.given`."""
         of_images = self.guidance_scale
         of_arm = of_images if self.arm_guidance_scale is None else self.arm_guidance_scale
-        shares = [(of_arm, condition), (of_images - of_arm, condition.null(images=False)), (1 - of_images, condition.null())]
-        parts = [(share, self.denoiser.given(known, self.reuse_within)) for share, known in shares if share]
+        plain = self.denoiser.given(condition, self.reuse_within)
+        shares = [(of_images - of_arm, condition.null(images=False)), (1 - of_images, condition.null())]
+        parts = [(of_arm, plain)] if of_arm else []
+        parts += [(share, self.denoiser.given(known, self.reuse_within)) for share, known in shares if share]
 
         def guided(z_t: Tensor, logsnr: Tensor) -> Tensor:
             return sum(share * denoise(z_t, logsnr) for share, denoise in parts)
 
         if self.guidance_interval is None:
             return guided
-        (low, high), plain = self.guidance_interval, self.denoiser.given(condition, self.reuse_within)
+        low, high = self.guidance_interval
         return lambda z_t, logsnr: (guided if low <= logsnr[0] <= high else plain)(z_t, logsnr)

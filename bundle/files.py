@@ -27,7 +27,7 @@ def nifti_bytes(values: np.ndarray, like: Path) -> bytes:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes its place at `path` when the block ends; if the block fails, nothing has changed.
+    """A file to write that takes its place at `path` when the block ends; if the block fails, no file has changed.
 
     Args:
         path: its folder is made if it is not there.

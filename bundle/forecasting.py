@@ -37,7 +37,7 @@ def one_call_heatmap(denoise: DenoiseAt, noise: Tensor, schedule: Schedule) -> T
 
     At the noisiest level z_t says nothing, so the optimal x0 is the conditional mean of the outcome.
     """
-    return net2_probability(denoise(noise, schedule(noise.new_ones(1))))
+    return net2_probability(denoise(noise, schedule(torch.ones(1))))
 
 
 def shape_of_outcome(image: Tensor) -> tuple[int, int, int]:

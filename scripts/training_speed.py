@@ -2,9 +2,10 @@
 
     python -m scripts.training_speed --out DIR [--dataset_dir DIR] [--iterations 20] [--repeats 3]
 
-*Speed*: iterations of both stages of configs/train.json, each in a process of its own; medians, with the share of the
-time in which an iteration waits for its data; run it twice, since the first run fills the cache of prepared patients. *Memory* of a step of configs/paper.json, computed: the network runs on tensors without data,
-and what is alive is added up after every operation. What a GPU's libraries take for themselves is not in it.
+*Speed*: iterations of both stages of configs/train.json, each in a process of its own, after a first round that fills the cache of
+prepared patients; medians, with the share of the time in which an iteration waits for its data. *Memory* of a step of
+configs/paper.json, computed: the network runs on tensors without data, and what is alive is added up after every operation. What a
+GPU's libraries take for themselves is not in it.
 Writes DIR/training.json (rows) and DIR/training.md (tables).
 """
 
@@ -50,12 +51,17 @@ def training_speed(
     dataset_dir: str, cache_dir: str, iterations: int, repeats: int, config_file: str = "configs/train.json"
 ) -> list[Row]:
     """Rows by stage and way."""
+
+    def figures_of(stage: str, way: str) -> tuple[float, float]:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(_time_training, config_file, stage, way, dataset_dir, cache_dir, iterations).result()
+
+    for stage in STAGES:
+        figures_of(stage, OURS)  # fills the cache
     measured: dict[tuple[str, str], list[tuple[float, float]]] = {(s, w): [] for s in STAGES for w in (OURS, PLAIN)}
     for _ in range(repeats):
         for stage, way in measured:
-            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                figures = pool.submit(_time_training, config_file, stage, way, dataset_dir, cache_dir, iterations).result()
-            measured[stage, way].append(figures)
+            measured[stage, way].append(figures_of(stage, way))
     rows = []
     for (stage, way), figures in measured.items():
         speeds, waits = zip(*figures)
