@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +73,8 @@ class Denoiser(nn.Module):
         return self.network(torch.cat([z_t, images, *planes], dim=1)).float()
 
     def forward(self, z_t: Tensor, logsnr: Tensor, condition: Condition) -> Tensor:
-        """E[x0 | z_t, condition], (B, 30, H, W) in [-1, 1]."""
+        """E[x0 | z_t, condition], (B, 30, H, W) in [-1, 1], for logsnr of B samples or of one for all, on any device."""
+        logsnr = logsnr.to(z_t.device)
         return self._to_x0(self.output(z_t, logsnr, condition), z_t, logsnr)
 
     def given(self, condition: Condition, reuse_within: float = 0.0) -> DenoiseAt:
@@ -85,7 +87,7 @@ class Denoiser(nn.Module):
         they are read here.
         """
         if not hasattr(self.network, "encode"):
-            return lambda z_t, logsnr: self(z_t, logsnr.to(z_t.device), condition)
+            return partial(self, condition=condition)
         encoded = self.network.encode(condition.images)
         guess, guessed_at = None, math.inf
 

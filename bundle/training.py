@@ -307,8 +307,8 @@ class Checkpoints:
         stage: name of the stage; the files are `<stage>_last.pt` (to resume) and `<stage>_best.pt` (weights alone).
         network, average, optimizer, lr_schedule: what is saved.
         evaluator: validates; its key metric says which weights are best (higher is better). None: the last are.
-        start_from: `_last.pt` of an earlier stage, whose averaged weights are taken when this stage starts afresh: stage 1, or the
-            stage 2 of another model.
+        start_from: `_last.pt` of an earlier stage, whose averaged weights are taken when this stage starts afresh, or weights alone
+            (`_best.pt`, the shipped ones): of stage 1, or of another model's stage 2.
     """
 
     def __init__(
@@ -352,9 +352,10 @@ class Checkpoints:
         """All that an earlier stage has trained; a ControlNet that it did not have starts from its UNet."""
         if not Path(path).exists():
             raise InputError("no weights of an earlier stage there", "run pretraining first", file=path)
-        average = torch.load(path, map_location="cpu", weights_only=True)["average"]
-        prefix = "module."
-        trained = {name.removeprefix(prefix): value for name, value in average.items() if name.startswith(prefix)}
+        trained = torch.load(path, map_location="cpu", weights_only=True)
+        if "average" in trained:  # a `_last.pt`; else weights alone
+            prefix = "module."
+            trained = {name.removeprefix(prefix): value for name, value in trained["average"].items() if name.startswith(prefix)}
         for network in (self.objects["network"], self.objects["average"].module):
             with same_architecture(path):
                 network.load_state_dict(network.state_dict() | trained)

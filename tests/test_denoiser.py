@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -57,6 +59,19 @@ def test_guidance_acts_in_its_interval_alone_and_costs_one_call_outside(conditio
     denoise = GuidedDenoiser(spy, 3, guidance_interval=(-1, 2)).given(condition)
     values = [denoise(z, torch.full((2,), logsnr)).unique().item() for logsnr in (-1.5, -1, 0, 2, 2.5)]
     assert values == [12, 34, 34, 34, 12] and spy.calls == 1 + 2 + 2 + 2 + 1
+
+
+def test_levels_on_the_cpu_suit_samples_on_any_device(condition):
+    """Tensors on "meta" meet no others, as those of a GPU."""
+
+    class Network(nn.Module):
+        def forward(self, x):
+            return x[:, :4]
+
+    away = Condition(condition.images.to("meta"), condition.arm.to("meta"))
+    denoiser, z_t = Denoiser(Network(), X0Prediction(), foreground_weight=10), torch.zeros(2, 4, 4, 4, device="meta")
+    for denoise in (partial(denoiser, condition=away), denoiser.given(away), GuidedDenoiser(denoiser, 2).given(away)):
+        assert denoise(z_t, torch.zeros(1)).shape == z_t.shape
 
 
 def test_the_network_gets_one_tensor_in_the_contract_s_order(condition):

@@ -112,15 +112,17 @@ def tiny(**changes):
     return ForecastNetwork(**arguments | changes)
 
 
+@pytest.mark.parametrize("alone", [False, True], ids=["_last.pt", "weights alone"])
 @pytest.mark.parametrize("with_control", [False, True])
-def test_a_stage_takes_all_that_an_earlier_one_has_trained(with_control, tmp_path):
+def test_a_stage_takes_all_that_an_earlier_one_has_trained(with_control, alone, tmp_path):
     earlier, network = tiny(with_control=with_control), tiny()
     for parameter in earlier.parameters():
         parameter.data.normal_()
-    save_atomically({"average": moving_average(earlier).state_dict()}, tmp_path / "last.pt")
+    saved = earlier.state_dict() if alone else {"average": moving_average(earlier).state_dict()}
+    save_atomically(saved, tmp_path / "earlier.pt")
     average, optimizer = moving_average(network), torch.optim.SGD(network.parameters(), lr=1.0)
     checkpoints = Checkpoints(tmp_path, "stage", network, average, optimizer, warmup_cosine(optimizer, 1, 1, 1))
-    checkpoints.take_weights(tmp_path / "last.pt")
+    checkpoints.take_weights(tmp_path / "earlier.pt")
     for taken in (network.state_dict(), average.module.state_dict()):
         assert all(torch.equal(value, taken[name]) for name, value in earlier.state_dict().items())
         if not with_control:
