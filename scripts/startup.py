@@ -18,14 +18,13 @@ ROOT = Path(__file__).parent.parent
 PHASES = ("Python", "torch", "monai.bundle", "configuration, weights, scans")
 
 
-def run(repeats: int = 5, **settings: str) -> dict[str, float]:
-    """Print and return the seconds of each of `PHASES` and of all; the first process only warms the disk's cache."""
+def run(repeats: int = 5, **settings: str) -> None:
+    """Print the seconds of each of `PHASES` and of all; the first process only warms the disk's cache."""
     rounds = [first_call(**settings)["seconds"] for _ in range(repeats + 1)][1:]
     medians = {phase: statistics.median(seconds[phase] for seconds in rounds) for phase in PHASES}
     medians["all"] = statistics.median(sum(seconds.values()) for seconds in rounds)
     for phase, seconds in medians.items():
         print(f"{seconds:6.2f} s  {phase}")
-    return medians
 
 
 def first_call(**settings: str) -> dict:
