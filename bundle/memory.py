@@ -10,7 +10,7 @@ def keep_freed_memory() -> None:
     """From now on memory that is freed stays with the process, for its next tensor.
 
     glibc hands every block of more than some megabytes back to the system, which wipes it again page by page for the next
-    tensor of that size: a quarter of a network call on a CPU. Where there is no glibc nothing happens. Configs call
+    tensor of that size: a third of a forecast's time on a CPU. Where there is no glibc nothing happens. Configs call
     this in `initialize`; programs that embed the bundle choose for themselves.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
