@@ -12,6 +12,7 @@ DIR/speed.json, from which a later run without (R = 0, by several processes of t
 """
 
 import copy
+import importlib.util
 import json
 import math
 import multiprocessing
@@ -174,7 +175,7 @@ def methods_named(*names: str) -> list[str]:
     """Names of `METHODS`, those of a curve in the place of its name.
 
     Raises:
-        InputError: a name is of neither.
+        InputError: a name is of neither, or of a peer that is not installed.
     """
     found: list[str] = []
     for name in names:
@@ -182,6 +183,8 @@ def methods_named(*names: str) -> list[str]:
         if name not in METHODS and not of_curve:
             raise InputError(f"no method {name!r}", f"choose of {', '.join([*METHODS, *CURVES])}")
         found += of_curve or [name]
+    if PEER in found and importlib.util.find_spec(PEER) is None:
+        raise InputError(f"{PEER} is not installed", "pip install -c constraints.txt -e '.[benchmark]'")
     return list(dict.fromkeys(found))
 
 

@@ -1,4 +1,4 @@
-"""Networks of the same shape built with diffusers, to be timed beside ours: `pip install diffusers` first.
+"""Networks of the same shape built with diffusers, to be timed beside ours; they come with `.[benchmark]`.
 
 Their weights are random: they say how fast the same forecast would be, not how good.
 """

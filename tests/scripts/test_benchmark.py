@@ -98,6 +98,12 @@ def test_a_curve_stands_for_its_methods_and_other_names_are_refused():
         benchmark.methods_named("fastest")
 
 
+def test_a_peer_that_is_not_installed_is_refused(monkeypatch):
+    monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="diffusers is not installed; pip install"):
+        benchmark.methods_named("default", "diffusers")
+
+
 def test_plain_network_says_the_same(tiny_weights):
     network = inference_config(**TINY, weights=str(tiny_weights)).get_parsed_content("network").eval()
     x = torch.randn(2, 137, 24, 20)
