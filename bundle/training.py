@@ -351,7 +351,7 @@ class Checkpoints:
     def take_weights(self, path: str | Path) -> None:
         """All that an earlier stage has trained; a ControlNet that it did not have starts from its UNet."""
         if not Path(path).exists():
-            raise InputError("no weights to start from there", "run pretraining first, or set start_from to trained weights", file=path)
+            raise InputError("no weights to start from there", "run pretraining first, or set start_from", file=path)
         trained = torch.load(path, map_location="cpu", weights_only=True)
         if "average" in trained:  # a `_last.pt`; else weights alone
             prefix = "module."
