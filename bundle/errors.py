@@ -1,7 +1,9 @@
 """Errors a user can mend, told in one line."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 class InputError(ValueError):
@@ -41,3 +43,22 @@ def report_in_one_line() -> None:
             print(f"error: {told}", file=sys.stderr)
 
     sys.excepthook = hook
+
+
+class Guard:
+    """Tells `InputError`s in one line each, counts them, and keeps them from ending the run."""
+
+    def __init__(self) -> None:
+        self.failures: list[InputError] = []
+
+    def call(self, transform: Callable[[Any], Any], data: Any, otherwise: Any) -> Any:
+        """transform(data), or `otherwise` if the data cannot be used."""
+        try:
+            return transform(data)
+        except Exception as error:
+            told = input_error(error)
+            if told is None:
+                raise
+            self.failures.append(told)
+            print(f"error: {told}", file=sys.stderr)
+            return otherwise

@@ -37,18 +37,18 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity
 from torch.utils.flop_counter import FlopCounterMode
 
-from bundle.cohort import CaseReader
 from bundle.data.datalist import load_split, with_outcome
-from bundle.errors import InputError, report_in_one_line
-from bundle.evaluation import Evaluation, Scores, Scoring, sharing
+from bundle.diffusion.samplers import AncestralSampler
+from bundle.diffusion.schedules import LogSNRUniformGrid, TimeUniformGrid
+from bundle.diffusion.slabs import condition_of
+from bundle.errors import Guard, InputError, report_in_one_line
+from bundle.evaluation.scoring import Evaluation, Scores, Scoring
+from bundle.evaluation.tables import TABLES, bootstrap_weights
 from bundle.files import check_writable, written_whole
-from bundle.forecasting import EnsembleInferer, condition_of
-from bundle.forecasts import Diffusion, Forecast, Patient
-from bundle.inference import Guard
-from bundle.memory import keep_freed_memory
-from bundle.samplers import AncestralSampler
-from bundle.schedules import LogSNRUniformGrid, TimeUniformGrid
-from bundle.tables import TABLES, bootstrap_weights
+from bundle.forecasters.base import Forecast, Patient
+from bundle.forecasters.cohort import CaseReader
+from bundle.forecasters.ensemble import Diffusion, EnsembleInferer
+from bundle.runtime import keep_freed_memory, sharing
 
 Row = dict[str, Any]
 REFERENCE, PREVIEW, PEER, DEFAULT, CONVERGED = "reference", "preview", "diffusers", "default", "default in 100 steps"

@@ -20,12 +20,9 @@ from tqdm import trange
 from bundle.data.cache import cached_dataset
 from bundle.data.datalist import load_split
 from bundle.data.grid import SlabGrid
-from bundle.denoiser import Condition, Denoiser
-from bundle.errors import report_in_one_line
-from bundle.forecasting import EnsembleInferer, condition_of
-from bundle.losses import DenoisingLoss, MinSNR
-from bundle.networks import ForecastNetwork
-from bundle.prediction import (
+from bundle.diffusion.denoiser import Denoiser
+from bundle.diffusion.losses import DenoisingLoss, MinSNR
+from bundle.diffusion.predictions import (
     BinaryPrediction,
     ContrastwisePrediction,
     EpsPrediction,
@@ -33,11 +30,14 @@ from bundle.prediction import (
     VPrediction,
     X0Prediction,
 )
-from bundle.randomness import Streams
-from bundle.samplers import DPMSolverPP2M
-from bundle.schedules import InterpolatedCosine, LogSNRUniformGrid, alpha_sigma
-from bundle.slabs import fold_slices
-from bundle.training import parameter_groups, warmup_cosine
+from bundle.diffusion.samplers import DPMSolverPP2M
+from bundle.diffusion.schedules import InterpolatedCosine, LogSNRUniformGrid, alpha_sigma
+from bundle.diffusion.slabs import Condition, condition_of, fold_slices
+from bundle.errors import report_in_one_line
+from bundle.forecasters.ensemble import EnsembleInferer
+from bundle.networks.slab_unet import ForecastNetwork
+from bundle.seeding import Streams
+from bundle.training.stage import parameter_groups, warmup_cosine
 
 WIDE = dict(channels=(64, 96, 160), attention_levels=(False, False, True), num_res_blocks=1, num_head_channels=32,
             patch_size=2, conditioning_channels=96)  # fmt: skip

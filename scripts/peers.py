@@ -7,7 +7,7 @@ import torch
 from diffusers import ControlNetModel, DPMSolverMultistepScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from bundle.networks import ForecastNetwork
+from bundle.networks.slab_unet import ForecastNetwork
 
 ARM_WIDTH = 64  # of the treatment's embedding, which diffusers' networks attend to
 
@@ -17,7 +17,7 @@ class DiffusersEnsemble:
 
     Args:
         network: ours, whose channels, patches and device these take.
-        architecture: the arguments of `bundle.networks.ForecastNetwork`; what diffusers has no counterpart of (the local
+        architecture: the arguments of `bundle.networks.slab_unet.ForecastNetwork`; what diffusers has no counterpart of (the local
             path, the lesion loads) is left out.
         num_steps, amp, member_batch: as ours.
     """

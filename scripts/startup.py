@@ -47,7 +47,7 @@ def until_first_call(started: float, arguments: list[str]) -> None:
 
     times.append(time.time())
     packages = top_level()
-    from bundle.networks import ForecastNetwork
+    from bundle.networks.slab_unet import ForecastNetwork
 
     def tell(*_: object, **__: object) -> None:
         times.append(time.time())

@@ -27,11 +27,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from bundle.denoiser import Denoiser
+from bundle.diffusion.denoiser import Denoiser
+from bundle.diffusion.slabs import condition_of
 from bundle.errors import report_in_one_line
-from bundle.forecasting import condition_of
-from bundle.memory import keep_freed_memory
-from bundle.training import freeze_unet
+from bundle.runtime import keep_freed_memory
+from bundle.training.stage import freeze_unet
 from scripts.benchmark import Row, write
 
 STAGES = {"stage 1": "pretrain", "stage 2": "train"}

@@ -10,8 +10,8 @@ import torch
 from monai.bundle import ConfigParser
 
 from bundle.data.datalist import load_split
+from bundle.networks.weights import export_weights
 from bundle.simulation.trial import simulate_trial
-from bundle.training import export_weights
 
 ROOT = Path(__file__).parents[1]
 # Overrides of train.json and inference.json: every component the real one, on a coarse grid.

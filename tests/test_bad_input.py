@@ -7,12 +7,10 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
-
 from conftest import TINY, inference_config, start_bundle
 
 from bundle.data.bids import find_case
-from bundle.errors import report_in_one_line
-from bundle.inference import Guard
+from bundle.errors import Guard, report_in_one_line
 
 FEW = TINY | {"num_members": 1, "num_steps": 1, "foreground_weight": 10**4}
 

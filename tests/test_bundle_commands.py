@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bundle.training import export_weights
+from bundle.networks.weights import export_weights
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = ROOT.parent / "shared" / "schemas" / "meta_schema_20240725.json"

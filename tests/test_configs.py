@@ -62,7 +62,7 @@ def test_training_and_inference_agree_on_what_they_share():
     assert {name: train[name] for name in SHARED} == {name: inference[name] for name in SHARED}
 
 
-@pytest.mark.parametrize("overlay", ["paper.json", "multi_gpu.json"])
+@pytest.mark.parametrize("overlay", ["paper.json", "multi_gpu_train.json"])
 def test_overlays_change_only_what_is_there(overlay):
     parsers = [ConfigParser(read(name)) for name in ("train.json", "inference.json")]
     for name in read(overlay):

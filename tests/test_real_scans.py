@@ -7,7 +7,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-
 from conftest import ROOT, TINY, start_bundle
 
 SCANS = ROOT.parent / "shared" / "openms" / "longitudinal"

@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+import torch
+
+from bundle.forecasters.base import SCORED_REGIONS, Forecast, Patient, findings_of
+from bundle.forecasters.ensemble import Diffusion, ensemble_forecast
+from bundle.lesions import LesionRule, Placed
+
+SHAPE, AFFINE = (8, 9, 5), np.diag([2.0, 2.0, 3.0, 1.0])
+WHITE, CORTEX = SCORED_REGIONS
+
+
+def mask_of(*places):
+    mask = np.zeros(SHAPE, bool)
+    for place in places:
+        mask[place] = True
+    return mask
+
+
+def half_white_half_cortex():
+    labels = np.full(SHAPE, 2, np.int16)
+    labels[4:] = 42
+    return Placed(labels, AFFINE)
+
+
+def test_expectations_of_a_distribution():
+    forecast = Forecast(0.5, np.array([0, 3]), np.array([0.5, 0.5]))
+    assert forecast.expected_count == 1.5 and forecast.expected_log_count == pytest.approx(np.log(4) / 2)
+
+
+def test_a_lesion_belongs_to_the_region_that_holds_most_of_it():
+    mask = mask_of((2, 2, 2), (3, 2, 2), (4, 2, 2), (7, 7, 1))
+    found = findings_of(mask, AFFINE, LesionRule(), half_white_half_cortex())
+    assert found.count == 2 and found.volume_ml == pytest.approx(4 * 12 / 1000)
+    assert found.presence == {WHITE: True, CORTEX: True}
+    found = findings_of(mask_of((2, 2, 2), (3, 2, 2), (4, 2, 2)), AFFINE, LesionRule(), half_white_half_cortex())
+    assert found.presence == {WHITE: True, CORTEX: False}
+
+
+def test_without_a_segmentation_nothing_is_said_of_regions():
+    assert findings_of(mask_of((1, 1, 1)), AFFINE, LesionRule()).presence == {}
+
+
+def test_an_ensemble_is_counted_member_by_member():
+    members = np.stack([mask_of(), mask_of((1, 1, 1)), mask_of((1, 1, 1), (6, 6, 3)), mask_of((1, 1, 1))]).astype(float)
+    forecast = ensemble_forecast(members, AFFINE, LesionRule(), half_white_half_cortex())
+    assert forecast.p_active == 0.75 and forecast.heatmap[1, 1, 1] == 0.75 and forecast.heatmap[6, 6, 3] == 0.25
+    assert dict(zip(forecast.counts, forecast.probabilities)) == {0: 0.25, 1: 0.5, 2: 0.25}
+    assert forecast.presence == {WHITE: 0.75, CORTEX: 0.25}
+    assert forecast.member_counts.tolist() == [0, 1, 2, 1]
+
+
+class OfArm:
+    """An inferer whose members mark one voxel for each class index."""
+
+    def __init__(self, num_members=2):
+        self.num_members = num_members
+
+    @property
+    def settings(self):
+        return vars(self)
+
+    def __call__(self, image, network):
+        members = torch.zeros(1, self.num_members, *image.shape[2:])
+        members[0, :, : int(image[0, -1, 0, 0, 0]) * 2 : 2, 0, 0] = 1
+        self.case = image.meta["case"]
+        return members
+
+    def heatmap(self, image, network):
+        return torch.full((1, *image.shape[2:]), 0.01 * float(image[0, -1, 0, 0, 0]))
+
+
+def test_the_model_is_asked_for_the_arm_within_the_brain_and_leaves_the_patient_alone():
+    brain = np.ones(SHAPE, bool)
+    brain[0] = False
+    patient = Patient("sub-7", 3, torch.zeros(8, *SHAPE), brain, AFFINE)
+    inferer = OfArm()
+    (forecast,) = Diffusion(torch.nn.Linear(2, 2), inferer, LesionRule())(patient)
+    assert forecast.member_counts.tolist() == [2, 2] and inferer.case == "sub-7"  # three, one of them outside the brain
+    np.testing.assert_allclose(forecast.heatmap, 0.03 * brain, rtol=1e-6)
+    assert not patient.image.any()
+
+
+def test_other_weights_or_settings_have_another_key():
+    network, other, more = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), OfArm(3)
+    keys = {Diffusion(*parts, LesionRule()).key for parts in ((network, OfArm()), (other, OfArm()), (network, more))}
+    assert len(keys) == 3 and Diffusion(network, OfArm(), LesionRule()).key in keys
+
+
+def test_an_ensemble_of_another_size_is_the_same_model_with_other_settings():
+    model = Diffusion(torch.nn.Linear(2, 2), OfArm(), LesionRule())
+    larger = model.with_members(5)
+    patient = Patient("sub-7", 3, torch.zeros(8, *SHAPE), np.ones(SHAPE, bool), AFFINE)
+    assert len(larger(patient)[0].members) == 5 and len(model(patient)[0].members) == 2
+    assert larger.key == Diffusion(model.network, OfArm(5), LesionRule()).key != model.key
