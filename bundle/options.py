@@ -21,6 +21,7 @@ from bundle.errors import InputError
 
 _OF_MONAI = tuple(inspect.signature(monai.bundle.run).parameters)  # run_id, config_file, ...
 _OF_COMPONENTS = ("_target_", "_disabled_", "_mode_", "_requires_", "_desc_")
+_SYNONYMS = {"treatment": "arm", "patient": "case", "subject": "case", "participant": "case", "model": "weights"}
 _FLAG = re.compile(r"--?[A-Za-z_]")
 
 
@@ -110,8 +111,9 @@ def _keys(node: Any) -> list[str] | None:
 
 def _advice(key: str, known: Sequence[str], parent: str) -> str:
     prefix = f"{parent}#" if parent else ""
-    public = [name for name in known if name not in _OF_COMPONENTS and name != "imports"]
-    near = get_close_matches(key, public, n=1, cutoff=0.5)
+    public = [name for name in known if name not in (*_OF_COMPONENTS, "imports", "initialize")]
+    synonym = _SYNONYMS.get(key)
+    near = [synonym] if synonym in public else get_close_matches(key, public, n=1)
     if near:
         return f"did you mean --{prefix}{near[0]}?"
     return f"known options: {', '.join(prefix + name for name in public)}"

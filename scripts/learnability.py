@@ -99,7 +99,7 @@ def measure(architecture, predictions, loss_settings, schedule, image, target, i
     denoiser = Denoiser(network, ContrastwisePrediction(predictions), loss.foreground_weight)
     x0, condition = fold_slices(target), condition_of(image)
     optimizer = torch.optim.AdamW(parameter_groups(network, local_learning_rate=4e-3), 5e-4)
-    lr_schedule = warmup_cosine(optimizer, 50, num_epochs=1, epoch_length=iterations)
+    lr_schedule = warmup_cosine(optimizer, 50, iterations)
     started = time.perf_counter()
     for iteration in trange(iterations, desc=name):
         with torch.autocast("cpu", torch.bfloat16):

@@ -11,7 +11,7 @@ import torch
 from bundle.networks.weights import export_weights
 
 ROOT = Path(__file__).parents[1]
-SCHEMA = ROOT.parent / "shared" / "schemas" / "meta_schema_20240725.json"
+SCHEMA = ROOT / "tests" / "metadata_schema.json"
 
 
 def monai_bundle(*arguments):
@@ -31,7 +31,6 @@ def test_verify_net_in_out():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not SCHEMA.exists(), reason="no schema file beside the project")
 def test_verify_metadata(tmp_path):
     copy = tmp_path / SCHEMA.name
     copy.write_bytes(SCHEMA.read_bytes())
