@@ -41,7 +41,7 @@ def pytest_configure(config):
 def trial(request, tmp_path_factory):
     """BIDS folder of a simulated trial of 12 patients, with its datalist: a copy that a test session may change.
 
-    The original is simulated once, by one of pytest's workers, and kept in pytest's cache until what it depends on changes.
+    The original is simulated once, by one of pytest's workers, and kept in pytest's cache until its code changes.
     """
     cache = request.config.cache.mkdir("trial")
     original = cache / _version_of_simulation()

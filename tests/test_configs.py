@@ -115,7 +115,15 @@ def test_monai_finds_every_property_it_asks_for(name, kind, trial, tiny_weights,
 
 def test_required_ids_of_monai_and_the_run_ids_are_there():
     train, inference = ConfigParser(read("train.json")), ConfigParser(read("inference.json"))
-    for name in ("bundle_root", "device", "dataset_dir", "network_def", "train#trainer", "train#dataset", "train#inferer"):
+    for name in (
+        "bundle_root",
+        "device",
+        "dataset_dir",
+        "network_def",
+        "train#trainer",
+        "train#dataset",
+        "train#inferer",
+    ):
         assert name in train, name
     assert isinstance(train["train#handlers"], list)
     for name in ("bundle_root", "device", "dataset_dir", "network_def", "evaluator", "dataset", "inferer"):

@@ -86,7 +86,9 @@ def runs(pid):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
-@pytest.mark.parametrize("program, argument", [(POOL, "fork"), (POOL, "spawn"), (LOADER, "")], ids=["fork", "spawn", "loader"])
+@pytest.mark.parametrize(
+    "program, argument", [(POOL, "fork"), (POOL, "spawn"), (LOADER, "")], ids=["fork", "spawn", "loader"]
+)
 def test_workers_end_when_their_parent_is_killed(program, argument, tmp_path):
     (tmp_path / "program.py").write_text(program)
     command = [sys.executable, str(tmp_path / "program.py"), argument]

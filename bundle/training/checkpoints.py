@@ -94,7 +94,9 @@ class Checkpoints:
         if isinstance(trained.get("average"), Mapping):  # a `_last.pt`; else weights alone
             prefix = "module."
             trained = {
-                name.removeprefix(prefix): value for name, value in trained["average"].items() if name.startswith(prefix)
+                name.removeprefix(prefix): value
+                for name, value in trained["average"].items()
+                if name.startswith(prefix)
             }
         if not all_finite(trained):
             raise InputError("weights that are not finite", "start from others", file=path)

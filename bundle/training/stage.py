@@ -100,7 +100,9 @@ class Stage:
         Raises:
             Exception: what torch raises for a state that does not fit.
         """
-        rates = [{key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups]
+        rates = [
+            {key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups
+        ]
         peaks = self.lr_schedule.base_lrs
         for name, target in self._changing.items():
             target.load_state_dict(state[name])
@@ -142,7 +144,9 @@ def stage_trainer(stage: Stage, max_epochs: int, inferer: Inferer, train_handler
     )
 
 
-def stage_evaluator(stage: Stage, val_data_loader: DataLoader, val_handlers: list[Any] | None = None) -> SupervisedEvaluator:
+def stage_evaluator(
+    stage: Stage, val_data_loader: DataLoader, val_handlers: list[Any] | None = None
+) -> SupervisedEvaluator:
     """MONAI's evaluator of a stage's averaged weights; its key metric, `log_score`, says which weights are best."""
     recipe = stage.recipe
     return SupervisedEvaluator(

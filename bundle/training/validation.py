@@ -1,4 +1,4 @@
-"""Validation in training: the one-call heatmap of every patient, scored as a forecast, and the denoising behind members.
+"""Validation in training: the one-call heatmap of every patient, scored as a forecast, and denoising at lower noise.
 
 The lesions of a member form between noise and mask. For good members x0 must be good at all noise levels in between,
 not only at the noisiest, whose x0 is the heatmap: the key metric is the mean over both.
@@ -115,7 +115,7 @@ class HeatmapLogSkill(EpochMetric):
 
 
 class MeanLogSkill(EpochMetric):
-    """Mean of the `log_skill` of the heatmap and of NET2 as denoised at each level; NaN where no patient has a lesion."""
+    """Mean `log_skill` of the heatmap and of NET2 as denoised at each level; NaN where no patient has a lesion."""
 
     def __init__(self) -> None:
         super().__init__(

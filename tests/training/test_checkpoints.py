@@ -98,7 +98,9 @@ def test_a_new_learning_rate_takes_effect_and_is_printed(make_stage, resumable, 
 )
 def test_settings_that_belong_to_the_training_must_not_change(make_stage, resumable, changes, difference):
     before = (resumable / "stage_last.pt").read_bytes()
-    with pytest.raises(InputError, match=f"stage_last.pt: the training there has other settings: .*{difference}.*; set"):
+    with pytest.raises(
+        InputError, match=f"stage_last.pt: the training there has other settings: .*{difference}.*; set"
+    ):
         train(make_stage(**changes))
     assert (resumable / "stage_last.pt").read_bytes() == before
 

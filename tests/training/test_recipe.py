@@ -68,16 +68,18 @@ def test_settings_are_plain_values_by_name_at_any_depth():
     assert all(isinstance(value, str | int | float | list | None) for value in flat.values())
 
 
-def test_differences_are_named_and_told_apart():
+def test_differences_are_named_and_sorted():
     loss = DenoisingLoss(InterpolatedCosine(64, 32, 64), MinSNR(floor=1.0))
     changed = settings(loss=loss, learning_rate=1e-4, num_workers=2, seed=3)
     adjusted, refused = compare_settings(settings(loss=DenoisingLoss(Cosine(), MinSNR(floor=0.0))), changed)
     assert adjusted == ["learning_rate 0.0005 -> 0.0001", "num_workers 0 -> 2"]
-    assert {"loss.schedule Cosine -> InterpolatedCosine", "loss.weighting.floor 0.0 -> 1.0", "seed 0 -> 3"} <= {*refused}
+    assert {"loss.schedule Cosine -> InterpolatedCosine", "loss.weighting.floor 0.0 -> 1.0", "seed 0 -> 3"} <= {
+        *refused
+    }
     assert compare_settings(changed, changed) == ([], [])
 
 
 def test_what_may_change_is_a_setting():
-    names = {field for field in Recipe.__dataclass_fields__} | {"num_epochs"}
+    names = set(Recipe.__dataclass_fields__) | {"num_epochs"}
     assert set(ADJUSTABLE) <= names
     assert not {"seed", "batch_size", "epoch_length", "loss", "augmentation", "prediction"} & set(ADJUSTABLE)

@@ -1,14 +1,8 @@
-import json
-import re
-import shutil
-import signal
-import sys
-import time
+import pickle
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, TINY, start_bundle
 from torch import nn
 
 from bundle.arms import NULL_ARM
@@ -70,9 +64,15 @@ def test_moving_average_warms_up_then_holds_its_decay():
 
 def tiny(**changes):
     arguments = dict(
-        num_slices=3, channels=(8, 16), attention_levels=(False, True), num_res_blocks=1, num_head_channels=8,
-        norm_num_groups=4, conditioning_channels=8, local_channels=8,
-    )  # fmt: skip
+        num_slices=3,
+        channels=(8, 16),
+        attention_levels=(False, True),
+        num_res_blocks=1,
+        num_head_channels=8,
+        norm_num_groups=4,
+        conditioning_channels=8,
+        local_channels=8,
+    )
     return ForecastNetwork(**arguments | changes)
 
 
@@ -172,106 +172,6 @@ def test_weights_are_never_unpickled_as_code(tmp_path):
 def test_a_failed_save_leaves_the_old_file(tmp_path):
     path = tmp_path / "last.pt"
     save_atomically({"n": 1}, path)
-    with pytest.raises(Exception):
+    with pytest.raises((AttributeError, TypeError, pickle.PicklingError)):
         save_atomically({"n": lambda: None}, path)  # cannot be pickled
     assert torch.load(path) == {"n": 1}
-
-
-def finish(process):
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, output[-3000:]
-    return output
-
-
-def saved(folder, name):
-    return torch.load(folder / name, weights_only=True)
-
-
-def same(a, b, **tolerance):
-    """Nested equality of checkpoints, exact unless a tolerance is given."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key], **tolerance) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(same(x, y, **tolerance) for x, y in zip(a, b))
-    if isinstance(a, torch.Tensor):
-        return torch.allclose(a, b, **tolerance) if tolerance else torch.equal(a, b)
-    return a == b or (a != a and b != b)
-
-
-@pytest.fixture(scope="module")
-def unbroken(trial, tmp_path_factory):
-    """Folder of a training run that nobody disturbed."""
-
-    folder = tmp_path_factory.mktemp("unbroken")
-    finish(start_bundle("training", "configs/train.json", **TINY, **TRAINING, dataset_dir=trial, output_dir=folder))
-    return folder
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", ["stage1", "stage2"])
-def test_killed_training_ends_bit_identical(stage, unbroken, trial, tmp_path):
-
-    settings = TINY | TRAINING | {"dataset_dir": trial, "output_dir": tmp_path, "cache_dir": unbroken / "cache"}
-    process = start_bundle("training", "configs/train.json", **settings)
-    deadline = time.monotonic() + 300
-    while not (tmp_path / f"{stage}_last.pt").exists():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0][-3000:]
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    whole = saved(unbroken, f"{stage}_last.pt")
-    assert saved(tmp_path, f"{stage}_last.pt")["epoch"] < whole["epoch"]
-    finish(start_bundle("training", "configs/train.json", **settings))
-    for name in ("stage1_last.pt", "stage1_best.pt", "stage2_last.pt", "stage2_best.pt"):
-        assert same(saved(tmp_path, name), saved(unbroken, name)), name
-
-
-@pytest.mark.slow
-def test_a_frozen_unet_is_that_of_stage_1_to_the_end(unbroken, trial, tmp_path):
-    paper = json.loads((ROOT / "configs" / "paper.json").read_text())
-    overlay = tmp_path / "frozen.json"
-    overlay.write_text(json.dumps({"steered": paper["steered"]}))
-    shutil.copy(unbroken / "stage1_last.pt", tmp_path)
-    settings = TINY | TRAINING | {"dataset_dir": trial, "output_dir": tmp_path, "cache_dir": unbroken / "cache"}
-    finish(start_bundle("finetuning", f"['configs/train.json','{overlay}']", **settings))
-    stage1 = saved(tmp_path, "stage1_last.pt")["average"]
-    unet = {name: value for name, value in stage1.items() if name.startswith("module.unet.")}
-    stage2 = saved(tmp_path, "stage2_last.pt")
-    assert unet and all(torch.equal(value, stage2["average"][name]) for name, value in unet.items())
-    assert all(torch.equal(value, stage2["network"][name.removeprefix("module.")]) for name, value in unet.items())
-    control = [name for name in stage2["network"] if name.startswith("controlnet.controlnet_mid")]
-    assert any(stage2["network"][name].abs().max() > 0 for name in control)
-
-
-@pytest.mark.slow
-def test_two_processes_of_two_passes_a_step_train_the_weights_of_one(unbroken, trial, tmp_path):
-    settings = TINY | TRAINING | {"dataset_dir": trial, "output_dir": tmp_path, "cache_dir": unbroken / "cache"}
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m")
-    config = "['configs/train.json','configs/multi_gpu_train.json']"
-    finish(start_bundle("training", config, launcher=launcher, **settings, micro_batch_size=1))
-    for name in ("stage1_last.pt", "stage2_last.pt"):
-        ours, theirs = saved(tmp_path, name), saved(unbroken, name)
-        assert ours["iteration"] == theirs["iteration"]
-        assert same(ours["network"], theirs["network"], rtol=1e-3, atol=2e-5)
-        assert same(ours["average"], theirs["average"], rtol=1e-3, atol=2e-5)
-
-
-@pytest.mark.slow
-def test_a_loss_that_is_not_finite_stops_the_run_in_one_line(unbroken, trial, tmp_path):
-    settings = TINY | TRAINING | {"dataset_dir": trial, "output_dir": tmp_path, "cache_dir": unbroken / "cache"}
-    process = start_bundle("pretraining", "configs/train.json", **settings, learning_rate=1e30, num_warmup=1)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 1
-    assert re.search(r"^error: the (loss|norm of the gradient) is (nan|inf) at iteration \d; run the same", output, re.M)
-    assert "Traceback" not in output and not (tmp_path / "stage1_last.pt").exists()
-
-
-@pytest.mark.slow
-def test_resuming_with_another_architecture_is_refused_in_one_line(unbroken, trial, tmp_path):
-    shutil.copy(unbroken / "stage1_last.pt", tmp_path)
-    settings = TINY | TRAINING | {"dataset_dir": trial, "output_dir": tmp_path, "cache_dir": unbroken / "cache"}
-    process = start_bundle("training", "configs/train.json", **settings | {"network_def#channels": [16, 48]})
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 1
-    assert f"error: {tmp_path / 'stage1_last.pt'}: weights of another architecture" in output
-    assert "Traceback" not in output

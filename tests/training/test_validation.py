@@ -19,7 +19,9 @@ def batch(count=6):
         target[patient, 1, 2, 2 : 3 + patient, 2] = 1
     image = torch.zeros(count, 8, H, W, S)
     image[:, -1] = NULL_ARM
-    image[:, 6] = target[:, 1] if count else 0  # a patient's outcome is known to the condition, for a denoiser that cheats
+    image[:, 6] = (
+        target[:, 1] if count else 0
+    )  # a patient's outcome is known to the condition, for a denoiser that cheats
     return {"image": image, "target": target}
 
 
@@ -53,7 +55,7 @@ def test_a_perfect_denoiser_scores_one_everywhere():
 
 
 def test_the_log_score_ranks_as_the_mean_log_skill_and_needs_no_lesion():
-    """skill = 1 + score / entropy; a mask that is nowhere 1 has a score, log(.9) for a certainty of .8, and no skill."""
+    """skill = 1 + score / entropy; a mask that is nowhere 1 has a score, log(.9) at a certainty of .8, but no skill."""
     scores = [validate(Sees(certainty, -99.0), [batch()]) for certainty in (0.2, 0.5, 0.8)]
     p = float((batch()["target"][:, 1] > 0).float().mean())
     entropy = -(p * np.log(p) + (1 - p) * np.log1p(-p))
@@ -80,7 +82,9 @@ def test_a_step_gives_log_losses_of_every_patient_and_level():
     out = ValidationStep(Sees(0.8, -99.0), Cosine(), amp=False)(engine, data)
     assert out["log_losses"].shape == (6, 4) and out["active"].tolist() == [1, 0, 1, 0, 1, 0]
     np.testing.assert_allclose(out["log_losses"], -np.log(0.9), rtol=1e-5)
-    np.testing.assert_allclose(out["lesion_fraction"], (fold_slices(data["target"])[:, S:] > 0).flatten(1).float().mean(1))
+    np.testing.assert_allclose(
+        out["lesion_fraction"], (fold_slices(data["target"])[:, S:] > 0).flatten(1).float().mean(1)
+    )
     fraction = out["lesion_fraction"].numpy()
     assert log_skill(out["log_losses"][:, 0].numpy(), fraction) < 1
 
