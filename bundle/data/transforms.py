@@ -59,7 +59,7 @@ class LoadCased(MapTransform):
     ) -> None:
         super().__init__(keys)
         if not set(drop_visits) < {"w000", "w048"}:
-            raise ValueError(f"drop_visits may hold w000 or w048, not {drop_visits!r}")
+            raise InputError(f"drop_visits={drop_visits!r} is not a list of w000 or w048", "give e.g. \"['w048']\"")
         self.grid = grid or SlabGrid()
         self.with_outcome = with_outcome
         self.drop_visits = tuple(drop_visits)
