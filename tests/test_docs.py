@@ -9,10 +9,11 @@ from pathlib import Path
 from pydoc import locate
 
 import pytest
+from conftest import ROOT, TINY, inference_config
 
-ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 OPTION_PAGE = ROOT / "docs" / "reference" / "configs.md"
+FORMATS_PAGE = ROOT / "docs" / "reference" / "file-formats.md"
 CONFIGS = ("train.json", "inference.json", "evaluate.json", "counterfactual.json")
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 COMMAND = re.compile(r"(?:torchrun|python|make)\s")
@@ -38,7 +39,7 @@ def read(config):
 
 
 def is_option(name, value):
-    """Whether a user would set it: a number, a string, a list of these, a path; no component, no expression, no run id."""
+    """Whether a user would set it: a number, a string, a path, a list of these; no component, expression or run id."""
     if name == "bundle_root" or isinstance(value, dict):
         return False
     leaves = value if isinstance(value, list) else [value]
@@ -104,7 +105,7 @@ def test_links_lead_somewhere(path):
 
 def test_every_figure_is_shown():
     linked = {(path.parent / target).resolve() for path in PAGES for target in LINK.findall(path.read_text())}
-    assert {path for path in (ROOT / "docs" / "figures").iterdir()} <= linked
+    assert set((ROOT / "docs" / "figures").iterdir()) <= linked
 
 
 def test_pages_that_the_code_names_exist():
@@ -123,6 +124,16 @@ def test_every_option_is_documented_with_its_default(config):
     for name in set(table) - set(options):
         component, _, argument = name.partition("#")
         assert argument in inspect.signature(locate(ids[component]["_target_"])).parameters, name
+
+
+def test_every_key_of_a_forecast_is_documented(trial, tiny_weights, tmp_path):
+    few = {"num_members": 2, "num_steps": 2, "case": "sub-0001", "progress": False}
+    files = {"dataset_dir": str(trial), "weights": str(tiny_weights), "output_dir": str(tmp_path)}
+    inference_config(**TINY | few | files).get_parsed_content("inference")
+    (forecast,) = tmp_path.rglob("*_forecast.json")
+    (section,) = re.findall(r"^## Forecast JSON$(.*?)(?=^## )", FORMATS_PAGE.read_text(), flags=re.M | re.S)
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", section, flags=re.M)
+    assert {name for row in rows for name in re.findall(r"\w+", row)} == set(json.loads(forecast.read_text()))
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
