@@ -5,7 +5,6 @@ import inspect
 import json
 import re
 import shlex
-from pathlib import Path
 from pydoc import locate
 
 import pytest
@@ -126,6 +125,7 @@ def test_every_option_is_documented_with_its_default(config):
         assert argument in inspect.signature(locate(ids[component]["_target_"])).parameters, name
 
 
+@pytest.mark.slow
 def test_every_key_of_a_forecast_is_documented(trial, tiny_weights, tmp_path):
     few = {"num_members": 2, "num_steps": 2, "case": "sub-0001", "progress": False}
     files = {"dataset_dir": str(trial), "weights": str(tiny_weights), "output_dir": str(tmp_path)}
