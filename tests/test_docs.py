@@ -1,6 +1,7 @@
 """The documentation agrees with the repository: links, options and their defaults, commands, figures."""
 
 import ast
+import dataclasses
 import inspect
 import json
 import re
@@ -12,7 +13,8 @@ from conftest import ROOT, TINY, inference_config
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 OPTION_PAGE = ROOT / "docs" / "reference" / "configs.md"
-FORMATS_PAGE = ROOT / "docs" / "reference" / "file-formats.md"
+BIDS_PAGE = ROOT / "docs" / "reference" / "bids.md"
+FORECAST_PAGE = ROOT / "docs" / "reference" / "forecast.md"
 CONFIGS = ("train.json", "inference.json", "evaluate.json", "counterfactual.json")
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 COMMAND = re.compile(r"(?:torchrun|python|make)\s")
@@ -86,7 +88,7 @@ def config_of(options):
     files = ast.literal_eval(files) if isinstance(files, str) and files.startswith("[") else files
     merged = {}
     for file in [files] if isinstance(files, str) else files:
-        merged |= json.loads((ROOT / file).read_text())
+        merged |= {name.removeprefix("+"): value for name, value in json.loads((ROOT / file).read_text()).items()}
     return merged
 
 
@@ -131,9 +133,17 @@ def test_every_key_of_a_forecast_is_documented(trial, tiny_weights, tmp_path):
     files = {"dataset_dir": str(trial), "weights": str(tiny_weights), "output_dir": str(tmp_path)}
     inference_config(**TINY | few | files).get_parsed_content("inference")
     (forecast,) = tmp_path.rglob("*_forecast.json")
-    (section,) = re.findall(r"^## Forecast JSON$(.*?)(?=^## )", FORMATS_PAGE.read_text(), flags=re.M | re.S)
+    (section,) = re.findall(r"^## Forecast JSON$(.*?)(?=^###? )", FORECAST_PAGE.read_text(), flags=re.M | re.S)
     rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", section, flags=re.M)
     assert {name for row in rows for name in re.findall(r"\w+", row)} == set(json.loads(forecast.read_text()))
+
+
+def test_every_limit_of_an_input_is_documented():
+    table = re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", BIDS_PAGE.read_text(), flags=re.M)
+    limits = {
+        field.name: str(field.default) for field in dataclasses.fields(locate("bundle.data.plausibility.Plausibility"))
+    }
+    assert dict(table) == limits
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
