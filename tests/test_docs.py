@@ -39,13 +39,14 @@ def read(config):
     return json.loads((ROOT / "configs" / config).read_text())
 
 
-def is_option(name, value):
+def is_option(name, ids):
     """Whether a user would set it: a number, a string, a path, a list of these; no component, expression or run id."""
-    if name == "bundle_root" or isinstance(value, dict):
-        return False
+    value = ids[name]
     leaves = value if isinstance(value, list) else [value]
-    if any(isinstance(leaf, dict) for leaf in leaves):
+    if name == "bundle_root" or any(isinstance(leaf, dict) for leaf in leaves):
         return False
+    if isinstance(value, str) and value.startswith("@"):
+        return is_option(value[1:], ids)
     return all(not str(leaf).startswith(("$", "%")) or str(leaf).startswith("$os.path.join(") for leaf in leaves)
 
 
@@ -119,7 +120,7 @@ def test_pages_that_the_code_names_exist():
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_option_is_documented_with_its_default(config):
     ids = read(config)
-    options = {name: shown(value) for name, value in ids.items() if is_option(name, value)}
+    options = {name: shown(value) for name, value in ids.items() if is_option(name, ids)}
     table = documented(config)
     assert {name: default for name, default in table.items() if "#" not in name} == options
     for name in set(table) - set(options):
