@@ -11,6 +11,8 @@ from pydoc import locate
 import pytest
 from conftest import ROOT, TINY, inference_config
 
+from bundle import __version__
+
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 OPTION_PAGE = ROOT / "docs" / "reference" / "configs.md"
 BIDS_PAGE = ROOT / "docs" / "reference" / "bids.md"
@@ -162,3 +164,8 @@ def test_commands_name_what_exists(path):
             assert set(options) <= arguments, words
         elif words[0] == "make":
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.M), words
+
+
+def test_citation_and_changelog_know_the_version():
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
