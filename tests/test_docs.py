@@ -112,6 +112,15 @@ def test_every_figure_is_shown():
     assert set((ROOT / "docs" / "figures").iterdir()) <= linked
 
 
+def test_every_page_is_linked():
+    linked = {
+        (path.parent / target.partition("#")[0]).resolve()
+        for path in PAGES
+        for target in LINK.findall(path.read_text())
+    }
+    assert {path for path in PAGES if path.name != "README.md"} <= linked
+
+
 def test_pages_that_the_code_names_exist():
     for folder in ("bundle", "scripts", "tests"):
         for path in (ROOT / folder).rglob("*.py"):
