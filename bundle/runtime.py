@@ -3,7 +3,10 @@
 import ctypes
 import datetime
 import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,6 +27,21 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def end_with_parent(parent: int) -> None:
+    """Initializer of a pool's worker: it ends when the process `parent` has ended, and leaves Ctrl-C to that process.
+
+    Without it the workers of a killed command wait for work for ever. Args: the id of the process that made the pool.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager
@@ -60,4 +78,6 @@ def is_follower() -> bool:
 
 def pick_device() -> torch.device:
     """The GPU of this process if there is one, else the CPU."""
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+    return (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+    )

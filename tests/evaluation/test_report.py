@@ -91,7 +91,14 @@ def test_the_page_opens_offline_and_names_everything(evaluated):
     page = (evaluated / "report.html").read_text()
     assert not re.search(r'(src|href)="(?!data:|#)', page) and "@import" not in page and "<script" not in page
     assert page.count("data:image/png;base64,") == len(FIGURES)
-    for text in ("Research use only", "balanced accuracy, cortex", "interferon beta 1a", "diffusion - best baseline", "log(1 + count)", "PEHE"):
+    for text in (
+        "Research use only",
+        "balanced accuracy, cortex",
+        "interferon beta 1a",
+        "diffusion - best baseline",
+        "log(1 + count)",
+        "PEHE",
+    ):
         assert text in page, text
     links, places = (set(re.findall(pattern, page)) for pattern in (r'href="#([a-z_]+)"', r'id="([a-z_]+)"'))
     assert links == places and {"activity", "counterfactual", "members"} <= links
@@ -117,7 +124,9 @@ def test_all_forecasters_are_side_by_side_with_n(evaluated):
 
 def test_the_figures_show_a_larger_ensemble_whose_first_members_are_the_same(evaluated):
     (shown,) = (evaluated / "cases" / "diffusion of 5").glob("*.npz")
-    members = {name: np.load(evaluated / "cases" / name / shown.name)["members"] for name in ("diffusion", "diffusion of 5")}
+    members = {
+        name: np.load(evaluated / "cases" / name / shown.name)["members"] for name in ("diffusion", "diffusion of 5")
+    }
     assert len(members["diffusion of 5"]) == 5 and np.array_equal(members["diffusion of 5"][:3], members["diffusion"])
 
 
@@ -131,7 +140,9 @@ def test_two_models_in_one_evaluation_keep_their_own_weights(evaluated, run, tin
     assert len(theirs) == 12 and all(np.array_equal(ours[case]["members"], theirs[case]["members"]) for case in theirs)
     same = run(tmp_path / "same", forecasters=["diffusion"], calibration_split="none", weights_w000=str(tiny_weights))
     of_w000, of_main = (kept(folder / "from_w000", "diffusion under placebo") for folder in (evaluated, same))
-    assert len(of_w000) == 4 and not any(np.array_equal(of_w000[case]["heatmap"], of_main[case]["heatmap"]) for case in of_w000)
+    assert len(of_w000) == 4 and not any(
+        np.array_equal(of_w000[case]["heatmap"], of_main[case]["heatmap"]) for case in of_w000
+    )
 
 
 def test_truth_reaches_the_perfect_score(evaluated):
@@ -164,7 +175,9 @@ def test_a_constant_reaches_the_floor(evaluated):
 
 def test_effects_are_measured_for_the_model_beside_baselines_and_oracle(evaluated):
     table = rows(evaluated, "counterfactual", metric="PEHE")
-    assert set(table.forecaster) == {"population", "regression", "oracle", "diffusion"} and len(table.arm.unique()) == 15
+    assert (
+        set(table.forecaster) == {"population", "regression", "oracle", "diffusion"} and len(table.arm.unique()) == 15
+    )
     assert (table.n == 4).all()
 
 
@@ -228,7 +241,9 @@ def test_without_weights_of_w000_there_is_nothing_to_compare(trial, tmp_path, mo
     monkeypatch.chdir(ROOT)
     settings = {"dataset_dir": str(trial), "output_dir": str(tmp_path / "out"), "split": "all"}
     comparison = resolved("counterfactual.json", **TINY, **settings).get_parsed_content("comparison")
-    with pytest.raises(InputError, match="no weights of the model of w000 alone; train it, or give their path with --weights_w000"):
+    with pytest.raises(
+        InputError, match="no weights of the model of w000 alone; train it, or give their path with --weights_w000"
+    ):
         compare_arms(comparison, 4)
 
 
@@ -237,7 +252,9 @@ def test_the_model_of_w000_alone_is_trained_and_compared(trial, tmp_path):
     """configs/counterfactual.json as it stands: its macros resolve, both stages run, and the effects are measured."""
     training = {"batch_size": 2, "epoch_length": 2, "pretraining_epochs": 1, "finetuning_epochs": 1, "num_warmup": 1}
     settings = FEW | training | {"dataset_dir": str(trial), "output_dir": str(tmp_path)}
-    settings = {name: settings[name] for name in settings if name not in ("calibration_split", "figure_members", "weights_w000")}
+    settings = {
+        name: settings[name] for name in settings if name not in ("calibration_split", "figure_members", "weights_w000")
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         config = resolved("counterfactual.json", **settings)
