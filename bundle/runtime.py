@@ -2,11 +2,11 @@
 
 import ctypes
 import datetime
+import multiprocessing
 import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,19 +29,19 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, -1)
 
 
-def end_with_parent(parent: int) -> None:
-    """Initializer of a pool's worker: it ends when the process `parent` has ended, and leaves Ctrl-C to that process.
+def end_with_parent(*_: object) -> None:
+    """Initializer of worker processes: they end when the process that started them ends, and leave Ctrl-C to it.
 
-    Without it the workers of a killed command wait for work for ever. Args: the id of the process that made the pool.
+    Without it the workers of a killed command wait for work for ever.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
+    def wait() -> None:
+        multiprocessing.parent_process().join()
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    if multiprocessing.parent_process() is not None:
+        threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager

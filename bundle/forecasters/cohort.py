@@ -214,7 +214,7 @@ def _count_all(
         yield from bar(map(count, items))
         return
     try:
-        with ProcessPoolExecutor(workers, initializer=end_with_parent, initargs=(os.getpid(),)) as pool:
+        with ProcessPoolExecutor(workers, initializer=end_with_parent) as pool:
             yield from bar(pool.map(count, items))
     except BrokenProcessPool as error:
         raise InputError("a process that counts lesions was killed", "free memory and run again") from error

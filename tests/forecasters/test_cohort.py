@@ -173,7 +173,7 @@ WAITING = """
 import os, time, sys
 from concurrent.futures import ProcessPoolExecutor
 from bundle.runtime import end_with_parent
-with ProcessPoolExecutor(3, initializer=end_with_parent, initargs=(os.getpid(),)) as pool:
+with ProcessPoolExecutor(3, initializer=end_with_parent) as pool:
     print(*{pool.submit(os.getpid).result() for _ in range(9)} | set(pool._processes), flush=True)
     time.sleep(60)
 """
