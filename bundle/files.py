@@ -2,6 +2,8 @@
 
 import gzip
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,6 +82,25 @@ def write_together(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
             folder.rmdir()
         raise
     return replaced
+
+
+def write_arrays(file: Path, key: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Store arrays as .npz under a key that says what they were made from; the file appears whole or not at all."""
+    with written_whole(file) as stream:
+        np.savez_compressed(stream, key=key, **arrays)
+
+
+def read_arrays(file: Path, key: str) -> dict[str, np.ndarray] | None:
+    """The arrays of `write_arrays`; None if there is no such file, or it is damaged or has another key."""
+    try:
+        with np.load(file) as content:
+            if str(content["key"]) == key:
+                return {name: content[name] for name in content.files if name != "key"}
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError):
+        pass  # what numpy raises depends on where the file is cut
+    except (zipfile.BadZipFile, zlib.error):
+        pass
+    return None
 
 
 def check_writable(folder: Path) -> None:
