@@ -101,7 +101,7 @@ def test_gradients_accumulated_over_passes_are_those_of_the_whole_batch(micro_ba
     (result, weights, passes), (result_whole, weights_whole, whole) = step(micro_batch_size), step(None)
     assert whole == [4] and sum(passes) == 4 and max(passes) == micro_batch_size
     assert result == pytest.approx(result_whole, rel=1e-5)
-    assert same(weights, weights_whole, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(weights, weights_whole, rtol=1e-4, atol=1e-6)
 
 
 def test_the_local_path_has_its_own_learning_rate_and_frozen_parts_none():
