@@ -38,7 +38,7 @@ def with_model(
     inferer: EnsembleInferer,
     rule: LesionRule,
 ) -> dict[str, Forecaster]:
-    """Forecasters from w000 alone and, once it has been trained (configs/counterfactual.json), the model as "diffusion".
+    """Forecasters from w000 alone and, where there are weights of it, the model as "diffusion".
 
     Its weights are loaded into a copy of `network`, which keeps its own.
     """

@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, TINY, start_bundle
-from monai.bundle import ConfigParser
+from conftest import TINY, bundle_config, start_bundle
 
 from bundle.arms import ARMS
 from bundle.errors import InputError
@@ -27,13 +26,8 @@ TABLES = ("regions", "activity", "log_count", "detection", "calibration", "count
 FIGURES = ("arms", "convergence", "counts", "gap_closed", "heatmap", "members", "reliability", "roc_pr")
 
 
-def resolved(name, **overrides):
-    """A configuration with its macros resolved, so that parts of what they stand for can be overridden."""
-    config = ConfigParser()
-    config.read_config(ROOT / "configs" / name)
-    config.resolve_macro_and_relative_ids()
-    config.update(overrides)
-    return config
+EVALUATE = ("inference.json", "evaluate.json")
+COUNTERFACTUAL = ("train.json", *EVALUATE, "counterfactual.json")
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +36,7 @@ def run(trial, tiny_weights):
 
     def run(output_dir, **overrides):
         paths = {"dataset_dir": str(trial), "weights": str(tiny_weights), "output_dir": str(output_dir)}
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(ROOT)  # macros name files from the bundle's root
-            resolved("evaluate.json", **FEW | paths | overrides).get_parsed_content("evaluating")
+        bundle_config(*EVALUATE, **FEW | paths | overrides).get_parsed_content("evaluating")
         return output_dir
 
     return run
@@ -173,15 +165,13 @@ def command(trial, tiny_weights, tmp_path):
     """Starts the command itself, with the tiny network as an overlay."""
 
     def command(output_dir, launcher=(sys.executable, "-m"), **overrides):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(ROOT)
-            config = resolved("evaluate.json", **FEW).get()
+        config = bundle_config(*EVALUATE, **FEW).get()
         overlay = tmp_path / "tiny.json"
         overlay.write_text(json.dumps({name: config[name] for name in ("network_def", "grid", "device")}))
         names = ("num_members", "num_steps", "split", "compared_patients", "figure_members", "weights_w000")
         settings = {name: FEW[name] for name in names}
         return start_bundle(
-            "evaluating", f"['configs/evaluate.json','{overlay}']", launcher,
+            "evaluating", f"['configs/inference.json','configs/evaluate.json','{overlay}']", launcher,
             **settings | dict(dataset_dir=trial, weights=tiny_weights, output_dir=output_dir, calibration_split="none"),
             **overrides,
         )  # fmt: skip
@@ -224,25 +214,21 @@ def test_what_cannot_be_is_told_in_one_line(command, tmp_path):
     assert output.splitlines()[-1].startswith("error: no forecaster 'magic'; choose of ")
 
 
-def test_without_weights_of_w000_there_is_nothing_to_compare(trial, tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    settings = {"dataset_dir": str(trial), "output_dir": str(tmp_path / "out"), "split": "all"}
-    comparison = resolved("counterfactual.json", **TINY, **settings).get_parsed_content("comparison")
+def test_without_weights_of_w000_there_is_nothing_to_compare(trial, tmp_path):
+    settings = {"dataset_dir": str(trial), "output_dir": str(tmp_path / "out"), "split": "all", "weights_w000": "none"}
+    comparison = bundle_config(*COUNTERFACTUAL, **TINY, **settings).get_parsed_content("comparison")
     with pytest.raises(InputError, match="no weights of the model of w000 alone; train it, or give their path with --weights_w000"):
         compare_arms(comparison, 4)
 
 
 @pytest.mark.slow
 def test_the_model_of_w000_alone_is_trained_and_compared(trial, tmp_path):
-    """configs/counterfactual.json as it stands: its macros resolve, both stages run, and the effects are measured."""
+    """Both stages are trained from w000 alone, and the effects are measured."""
     training = {"batch_size": 2, "epoch_length": 2, "pretraining_epochs": 1, "finetuning_epochs": 1, "num_warmup": 1}
     settings = FEW | training | {"dataset_dir": str(trial), "output_dir": str(tmp_path)}
     settings = {name: settings[name] for name in settings if name not in ("calibration_split", "figure_members", "weights_w000")}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        config = resolved("counterfactual.json", **settings)
-        for step in config["counterfactual"]:
-            config["step"] = step
-            config.get_parsed_content("step")
+    bundle_config(*COUNTERFACTUAL, **settings).get_parsed_content("training")
+    settings["weights_w000"] = str(tmp_path / "stage2_best.pt")
+    bundle_config(*COUNTERFACTUAL, **settings).get_parsed_content("counterfactual")
     table = rows(tmp_path / "from_w000", "counterfactual", metric="PEHE")
     assert "diffusion" in set(table.forecaster) and (tmp_path / "from_w000" / "figures" / "arms.png").exists()

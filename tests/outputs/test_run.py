@@ -131,7 +131,8 @@ def test_noise_is_a_function_of_seed_and_case_alone(configure, trial, tmp_path, 
     cases = sorted(folder.name for folder in trial.glob("sub-*"))[:2]
 
     def noise(case, **overrides):
-        config = configure(case=case, output_dir=str(tmp_path), guarded_postprocessing=None, **overrides)
+        overrides |= {"case": case, "output_dir": str(tmp_path), "evaluator#postprocessing": None}
+        config = configure(**overrides)
         watch = config.get_parsed_content("inferer").sampler = Watch()
         config.get_parsed_content("evaluator").run()
         return watch.noise[0]
