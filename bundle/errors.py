@@ -41,7 +41,7 @@ def report_in_one_line() -> None:
         if told is not None:
             print(f"error: {told}", file=sys.stderr)
         elif issubclass(kind, KeyboardInterrupt):
-            print("stopped; the same command continues with what is not finished yet", file=sys.stderr)
+            print("\nstopped; the same command continues with what is not finished yet", file=sys.stderr)
         elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             print(f"error: {error.filename or 'output'}: {error.strerror}; make room and run again", file=sys.stderr)
         else:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import TensorBoardStatsHandler
@@ -169,6 +169,12 @@ class LossBar(ProgressBar):
 
     def attach(self, engine: Engine) -> None:
         super().attach(engine, output_transform=lambda output: output)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._clear)
+
+    def _clear(self, engine: Engine, error: Exception) -> None:
+        """Clears the line for the error; ignite leaves it to handlers of this event to raise it."""
+        self._close(engine)
+        raise error
 
 
 class LossCurve(TensorBoardStatsHandler):
