@@ -10,6 +10,7 @@ from bundle.errors import InputError
 from bundle.files import nifti_bytes
 
 DATA = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
 
 
 def saved(path, data, affine=None):
@@ -115,7 +116,7 @@ def complex_numbers(path):
 
 
 def colours(path):
-    nib.save(nib.Nifti1Image(np.zeros((2, 3, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")]), np.eye(4)), path)
+    nib.save(nib.Nifti1Image(np.zeros((2, 3, 4), RGB), np.eye(4)), path)
 
 
 def zero_affine(path):
