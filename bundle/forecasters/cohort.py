@@ -21,7 +21,7 @@ from bundle.data.volumes import read_volume
 from bundle.errors import Guard, InputError
 from bundle.files import check_writable, read_arrays, write_arrays
 from bundle.forecasters.base import Findings, Patient, findings_of, key_of
-from bundle.lesions import LesionRule, Placed
+from bundle.lesions import LesionRule
 from bundle.runtime import end_with_parent
 from bundle.seeding import digest_of
 
@@ -85,8 +85,7 @@ class CaseReader:
         image, affine = data["image"].as_tensor(), data["image"].affine.numpy()
         dseg = None
         if case.dseg is not None:
-            regions = read_volume(case.dseg, case.id)
-            dseg = Placed(regions.data, regions.affine)
+            dseg = read_volume(case.dseg, case.id)
         patient = Patient(
             case.id, case.arm, image, data["brain"].numpy()[0], affine, dseg, dataset_dir=str(case.dataset_dir)
         )

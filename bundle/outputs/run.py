@@ -1,16 +1,17 @@
 """Forecasting a list of patients: one that cannot be read is told in one line and left out, the rest go on."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine
 from torch.utils.data import IterableDataset
 
-from bundle.data.bids import checked_arm, list_cases, read_treatments
+from bundle.data.bids import dataset_warnings, list_cases, session_labels
 from bundle.data.datalist import SPLITS, load_split
-from bundle.errors import Guard
+from bundle.data.tables import checked_arm
+from bundle.errors import Guard, warn
 
 
 def forecast_items(
@@ -19,6 +20,7 @@ def forecast_items(
     arm: str | int | None = None,
     datalist: str | Path | None = None,
     split: str | None = None,
+    visits: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """The patients to forecast.
 
@@ -28,24 +30,32 @@ def forecast_items(
         arm: treatment to forecast under, instead of that in the datalist or in participants.tsv.
         datalist: a file of `scripts.make_datalist`, which is forecast instead of all participants.
         split: forecast only this one of the datalist, by default of `<dataset_dir>/datalist.json`.
+        visits: session label of each visit that is not named so, e.g. {"w000": "ses-01", "w048": "ses-02"}.
 
     Returns:
-        Items for `bundle.data.transforms.LoadCased`: "image", the patient's folder, and "arm" if it is given.
+        Items for `bundle.data.transforms.LoadCased`: "image", the patient's folder, "dataset_dir", outside which
+        nothing is read, and "arm" and "visits" if they are given.
 
     Raises:
         InputError: there is no such data set, split or arm, or participants.tsv cannot be read.
     """
-    root = Path(dataset_dir)
-    given = {} if arm is None else {"arm": checked_arm(arm, "correct --arm")}
+    root = Path(str(dataset_dir))
+    given: dict[str, Any] = {} if arm is None else {"arm": checked_arm(arm, "correct --arm")}
+    if visits is not None:
+        session_labels(visits)  # raises once, not for each patient
+        given["visits"] = dict(visits)
     if case is not None:
         place = Path(str(case))
         is_label = place.name == str(case) and not place.exists()
         return [{"image": str(case)} | ({"dataset_dir": str(root)} if is_label else {}) | given]
+    inside = {"dataset_dir": str(root)}
     if datalist is not None or split is not None:
         listed = [item for name in (SPLITS if split is None else [split]) for item in load_split(root, name, datalist)]
-        return [{"image": item["image"], "arm": item.get("arm")} | given for item in listed]
-    read_treatments(root)  # a table that cannot be read is told once, not for each patient
-    return [{"image": str(root / name)} | given for name in list_cases(root)]
+        return [{"image": item["image"], "arm": item.get("arm")} | inside | given for item in listed]
+    cases = list_cases(root)
+    for text in dataset_warnings(root):  # reads participants.tsv: one that is no table raises once
+        warn(text)
+    return [{"image": str(root / name)} | inside | given for name in cases]
 
 
 class ReadableCases(IterableDataset):

@@ -92,8 +92,7 @@ class WriteForecastd(MapTransform):
         heatmap, members = (Placed(data[name].numpy(), data["image"].affine.numpy()) for name in ("heatmap", "members"))
         dseg = None
         if case.dseg is not None:
-            regions = read_volume(case.dseg, case.id)
-            dseg = Placed(regions.data, regions.affine)
+            dseg = read_volume(case.dseg, case.id)
         slices = covered_slices(Placed(shares, affine), members)
         # The rule has been applied on the slab; on this grid the lesions only need to be told apart.
         lesions = Placed(LesionRule().label(consensus, affine), affine)
@@ -115,13 +114,13 @@ class WriteForecastd(MapTransform):
         visit = next(name for name, volume in case.volumes.items() if volume.name == path.name).removeprefix("flair_")
         old = case.volumes.get(f"t2_{visit}")
         page = forecast_page(
-            Placed(read_flair(path, case.id).data, affine),
+            Placed(read_flair(path, case.id).values, affine),
             shares,
             consensus,
             forecast,
             brain=data["native_brain"].numpy()[0] > 0,
             slices=slices,
-            old_lesions=None if old is None else read_mask(old, case.id).data > 0,
+            old_lesions=None if old is None else read_mask(old, case.id).values,
         )
         return forecast, {
             "net2_probseg.nii.gz": nifti_bytes(shares.astype(np.float32), path),
