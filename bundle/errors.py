@@ -37,7 +37,9 @@ def report_in_one_line() -> None:
 
     def hook(kind, error, traceback):
         told = input_error(error)
-        if told is None:
+        if isinstance(error, KeyboardInterrupt):
+            print("interrupted", file=sys.stderr)
+        elif told is None:
             previous(kind, error, traceback)
         else:
             print(f"error: {told}", file=sys.stderr)

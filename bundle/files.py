@@ -13,14 +13,18 @@ import numpy as np
 from bundle.errors import InputError
 
 
-def nifti_bytes(values: np.ndarray, like: Path) -> bytes:
-    """A .nii.gz of (X, Y, Z) values that lies exactly where the file `like` lies; no text of its header is kept."""
+def nifti_bytes(values: np.ndarray, like: Path, description: str = "") -> bytes:
+    """A .nii.gz of (X, Y, Z) values that lies exactly where the file `like` lies; no text of its header is kept.
+
+    `description`, at most 79 ASCII characters, becomes its `descrip`.
+    """
     scan = nib.load(like)
     header = scan.header.copy()
     header.set_data_dtype(values.dtype)
     header.extensions.clear()
     for text in ("descrip", "aux_file", "db_name", "intent_name"):  # may name a patient
         header[text] = b""
+    header["descrip"] = description.encode()
     header["cal_min"], header["cal_max"], header["intent_code"] = 0, 0, 0
     return gzip.compress(type(scan)(values, scan.affine, header).to_bytes(), compresslevel=4, mtime=0)
 

@@ -2,7 +2,9 @@
 
 import ctypes
 import datetime
+import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ import torch
 from torch import distributed
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of glibc
+_ENGINE_STATE = re.compile(r"(Engine|Current) run |(Epoch|Run)\[\d+\] Complete\.")
 
 
 def keep_freed_memory() -> None:
@@ -61,3 +64,17 @@ def is_follower() -> bool:
 def pick_device() -> torch.device:
     """The GPU of this process if there is one, else the CPU."""
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def quiet_libraries() -> None:
+    """Drops what ignite's engines say of themselves ("Engine run resuming from iteration 0") from the console.
+
+    Their errors too: the exception is reported by whoever receives it. Metrics and losses, which handlers log under the
+    same names, stay. Configs call this in `initialize`, when MONAI has set up logging.
+    """
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_of_interest)
+
+
+def _is_of_interest(record: logging.LogRecord) -> bool:
+    return not (record.name.startswith("ignite.") and _ENGINE_STATE.match(record.getMessage()))

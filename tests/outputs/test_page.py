@@ -10,8 +10,17 @@ from bundle.lesions import Placed
 from bundle.outputs.page import forecast_page, percent
 
 SHAPE = (30, 40, 15)
+INPUTS = {
+    "used": ["flair_w000", "t2_w000", "gd_w000", "flair_w048", "t2_w048", "net2_w048"],
+    "missing": ["gd_w048"],
+    "estimated": ["brain"],
+    "brain": "estimated",
+    "alignment": 0.93,
+    "months": {"w000": 0, "w048": None},
+    "session": {"w000": "w000", "w048": "02"},
+}
 AFFINE = np.array([[4.0, 0, 0, -58], [0, 4, 0, -78], [0, 0, 3, -20], [0, 0, 0, 1]])
-PANELS = np.s_[130:1058, 12:1195]  # rows and columns of the page that the fifteen slices fill
+PANELS = np.s_[160:1025, 12:1195]  # rows and columns of the page that the fifteen slices fill
 
 
 def forecast(**changes):
@@ -22,12 +31,13 @@ def forecast(**changes):
         "p_active": 0.25,
         "p_active_interval": [0.09, 0.5],
         "count": {"mean": 0.4, "quantiles": {"5": 0, "95": 2}, "histogram": {"0": 0.75, "1": 0.15, "2": 0.1}},
-        "volume_ml": {"mean": 0.1, "quantiles": {"5": 0.0, "95": 0.5}},
+        "volume_ml": {"mean": 0.1, "members": {"mean": 0.1, "quantiles": {"5": 0.0, "95": 0.5}}},
+        "differences": [],
+        "warnings": [],
+        "inputs": INPUTS,
         "likely_sites": [],
         "weights_sha256": None,
-        "seed": 0,
-        "num_steps": 20,
-        "guidance_scale": 1.0,
+        "sampling": {"seed": 0, "num_steps": 20, "guidance_scale": 1.0},
         "versions": {"bundle": "0.1.0"},
     } | changes
 
@@ -42,6 +52,8 @@ def page(heatmap=None, consensus=None, affine=AFFINE, turn=lambda volume: volume
     flair, brain = head()
     heatmap = np.zeros(SHAPE) if heatmap is None else heatmap
     consensus = heatmap >= 0.5 if consensus is None else consensus
+    covered = np.zeros(SHAPE, dtype=bool)
+    covered[:, :, slices[0] : slices[1] + 1] = True
     old = old if old is None else turn(old)
     return forecast_page(
         Placed(turn(flair), affine),
@@ -49,7 +61,7 @@ def page(heatmap=None, consensus=None, affine=AFFINE, turn=lambda volume: volume
         turn(consensus),
         forecast(**changes),
         brain=turn(brain),
-        slices=slices,
+        covered=turn(covered),
         old_lesions=old,
     )
 
@@ -93,7 +105,7 @@ def test_the_page_has_the_size_promised():
     ],
 )
 def test_slices_hang_as_a_radiologist_reads_them(where, row, column, right_half, lower_half):
-    seen = changed(page(spot(*where)), plain()) / np.array([928 / 3, 1183 / 5])
+    seen = changed(page(spot(*where)), plain()) / np.array([864 / 3, 1183 / 5])
     np.testing.assert_array_equal(np.unique(np.floor(seen), axis=0), [[row, column]])
     within = seen % 1
     if right_half is not None:
@@ -115,7 +127,7 @@ def test_upside_down_slices_keep_the_numbers_of_the_file():
     flip = np.array([[0, 1], [1, 1], [2, -1]])
     affine = AFFINE @ nib.orientations.inv_ornt_aff(flip, SHAPE)
     flipped = page(spot(8, 25, 0), affine=affine, turn=lambda v: v[:, :, ::-1], slices=(0, 14))
-    difference = changed(flipped, page(spot(8, 25, 0))) / np.array([928 / 3, 1183 / 5])
+    difference = changed(flipped, page(spot(8, 25, 0))) / np.array([864 / 3, 1183 / 5])
     assert len(difference) and (difference[:, 0] % 1 > 0.8).all()  # the captions alone
 
 
@@ -129,7 +141,7 @@ def test_consensus_old_lesions_and_sites_are_drawn_where_they_are(layer):
     site = {"centre_mm": (AFFINE @ [8, 25, 7, 1])[:3], "probability": 0.4, "radius_mm": 10.0, "region": None}
     drawn = [site] if layer == "likely_sites" else spot(8, 25, 7, 1) > 0
     rows, columns = changed(page(**{"old": np.zeros(SHAPE, dtype=bool), layer: drawn}), without_old_lesions()).T
-    assert rows.size and rows.min() > 928 / 3 and rows.max() < 928 / 2  # second row, anterior
+    assert rows.size and rows.min() > 864 / 3 and rows.max() < 864 / 2  # second row, anterior
     assert columns.min() > 2.5 * 1183 / 5 and columns.max() < 3 * 1183 / 5  # third column, the patient's left
 
 

@@ -12,9 +12,9 @@ from monai.data import MetaTensor
 from bundle.data.grid import SlabGrid
 from bundle.data.transforms import LoadCased, RestoreNatived
 from bundle.errors import InputError
-from bundle.lesions import LesionRule, Placed
+from bundle.lesions import LesionRule, voxel_volume_mm3
 from bundle.outputs.summary import ExpectHeatmapd, SummariseMembersd, jeffreys_interval
-from bundle.outputs.writers import WriteForecastd, covered_slices
+from bundle.outputs.writers import WriteForecastd, WritePreviewd
 
 GRID = SlabGrid(spacing_mm=(2, 2, 3), shape=(20, 24, 5))
 SHAPE = (40, 48, 5)  # at 1 x 1 x 3 mm the very slab
@@ -72,8 +72,14 @@ def patient(tmp_path):
     return write
 
 
-def written(patient, **settings):
-    WriteForecastd(output_dir=patient.out, **settings)(patient.data)
+def inferer(**settings):
+    """What the writers need of an inferer: the settings that go into the report."""
+    settings = {"seed": 0, "num_steps": 24, "guidance_scale": 1.0} | settings
+    return SimpleNamespace(settings=SimpleNamespace(as_dict=lambda: settings))
+
+
+def written(patient, weights=None, **settings):
+    WriteForecastd(output_dir=patient.out, inferer=inferer(**settings), weights=weights)(patient.data)
     return {suffix: patient.folder / f"sub-1_desc-net2_{suffix}" for suffix in SUFFIXES}
 
 
@@ -122,8 +128,8 @@ def test_the_forecast_tells_the_members_distribution():
         "quantiles": {"5": 1, "25": 1, "50": 1, "75": 1, "95": 2},
         "histogram": {"0": 0, "1": 0.75, "2": 0.25},
     }
-    assert forecast["volume_ml"]["mean"] == pytest.approx((3 * 2 + 3) / 4 * 0.012)
-    assert forecast["volume_ml"]["quantiles"]["50"] == pytest.approx(0.024)
+    assert forecast["volume_ml"]["members"]["mean"] == pytest.approx((3 * 2 + 3) / 4 * 0.012)
+    assert forecast["volume_ml"]["members"]["quantiles"]["50"] == pytest.approx(0.024)
 
 
 def test_one_member_forecasts_yes_or_no():
@@ -138,7 +144,8 @@ def test_no_lesion_in_any_member():
     assert not result["pred"].any() and not result["consensus"].any()
     assert result["forecast"]["p_active"] == 0 and result["forecast"]["p_active_interval"][0] == 0
     assert result["forecast"]["count"]["histogram"] == {"0": 1}
-    assert result["forecast"]["volume_ml"] == {"mean": 0, "quantiles": dict.fromkeys(("5", "25", "50", "75", "95"), 0)}
+    nothing = {"mean": 0, "quantiles": dict.fromkeys(("5", "25", "50", "75", "95"), 0)}
+    assert result["forecast"]["volume_ml"] == {"members": nothing}
 
 
 def test_the_consensus_holds_what_enough_members_mark():
@@ -188,18 +195,46 @@ def test_the_report_holds_these_and_only_these(patient, tmp_path):
     files = written(patient(), weights=weights, seed=3, num_steps=20, guidance_scale=1.0)
     report = json.loads(files["forecast.json"].read_text())
     assert set(report) == {
-        "schema_version", "notice", "case", "arm", "num_members", "p_active", "p_active_interval", "count", "volume_ml",
-        "lesions", "likely_sites", "field_of_view", "seed", "num_steps", "guidance_scale",
-        "arm_guidance_scale", "guidance_interval", "reuse_within", "weights_sha256", "versions",
-    }  # fmt: skip
+        "schema_version",
+        "notice",
+        "case",
+        "arm",
+        "num_members",
+        "p_active",
+        "p_active_interval",
+        "p_active_interval_covers",
+        "count",
+        "volume_ml",
+        "differences",
+        "lesions",
+        "likely_sites",
+        "field_of_view",
+        "inputs",
+        "warnings",
+        "sampling",
+        "weights_sha256",
+        "versions",
+    }
     assert (report["case"], report["arm"]) == ("sub-1", "avonex")
-    assert (report["seed"], report["num_steps"], report["guidance_scale"]) == (3, 20, 1.0)
+    assert report["sampling"] == {"seed": 3, "num_steps": 20, "guidance_scale": 1.0}
     assert report["weights_sha256"] == hashlib.sha256(b"weights").hexdigest()
     assert set(report["lesions"][0]) == {"centroid_mm", "volume_mm3", "region", "probability"}
-    assert set(report["likely_sites"][0]) == {"centre_mm", "radius_mm", "probability", "peak_probability", "region"}
+    assert set(report["likely_sites"][0]) == {
+        "centre_mm",
+        "radius_mm",
+        "probability",
+        "expected_lesions",
+        "peak_probability",
+        "region",
+    }
     assert report["field_of_view"] | {"statement": ""} == {
-        "axis": 2, "first_slice": 0, "last_slice": 4, "num_slices": 5, "statement": "",
-    }  # fmt: skip
+        "axis": 2,
+        "first_slice": 0,
+        "last_slice": 4,
+        "num_slices": 5,
+        "covered_fraction": [1] * 5,
+        "statement": "",
+    }
     assert "Research use only" in report["notice"]
 
 
@@ -252,30 +287,13 @@ def test_a_write_that_fails_leaves_an_earlier_forecast_alone(patient, monkeypatc
 def test_an_output_folder_that_cannot_be_is_told_before_the_work(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written: .*choose another output_dir"):
-        WriteForecastd(output_dir=tmp_path / "file/out")
+        WriteForecastd(output_dir=tmp_path / "file/out", inferer=inferer())
 
 
 def test_an_output_folder_that_went_bad_is_told_in_one_line(patient):
     case = patient()
-    write = WriteForecastd(output_dir=case.out)
+    write = WriteForecastd(output_dir=case.out, inferer=inferer())
     case.out.write_text("")
     with pytest.raises(InputError, match="sub-1: .*choose another output_dir") as error:
         write(case.data)
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("step_mm", "first_mm", "slices", "expected"),
-    [
-        (3, -6, 5, (0, 4)),  # the slab's own slices
-        (-3, 6, 5, (0, 4)),  # the same from above
-        (1, -20, 60, (13, 27)),  # the slab reaches from -7.5 to 7.5 mm
-        (6, -30, 20, (4, 6)),
-        (3, -3, 3, (0, 2)),  # a scan that ends inside the slab
-    ],
-)
-def test_slices_are_covered_where_their_middle_lies_in_the_slab(step_mm, first_mm, slices, expected):
-    affine = np.diag([1.0, 1.0, step_mm, 1.0])
-    affine[2, 3] = first_mm
-    slab = Placed(np.zeros(GRID.shape), GRID.affine(np.zeros(3)))
-    assert covered_slices(Placed(np.zeros((10, 10, slices)), affine), slab) == expected
