@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Circle
+from matplotlib.patches import Circle, Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import PercentFormatter
 from nibabel.affines import apply_affine, voxel_sizes
@@ -36,7 +36,7 @@ SITES_SHOWN = 5
 NOTES_SHOWN = 4
 NOTE_WIDTH = 170  # characters of a note in one line of the page
 LINE = 0.25  # inches
-VOLUMES = {"flair": "FLAIR", "t2": "T2 lesions", "gd": "Gd lesions", "net2": "NET2"}
+VOLUMES = {"flair": "FLAIR", "t2": "T2 lesions", "gd": "Gd lesions", "net2": "new T2 lesions"}
 
 
 def forecast_page(
@@ -212,7 +212,7 @@ def _write_sites(side: SubFigure, sites: Sequence[Mapping[str, Any]]) -> None:
 
 def _write_inputs(side: SubFigure, inputs: Mapping[str, Any]) -> None:
     side.text(0.05, 0.265, "Inputs", fontsize=12, weight="bold")
-    lines = [line for text in _input_lines(inputs) for line in textwrap.wrap(text, 46, subsequent_indent="    ")]
+    lines = [line for text in _input_lines(inputs) for line in textwrap.wrap(text, 40, subsequent_indent="    ")]
     side.text(0.05, 0.255, "\n".join(lines), fontsize=9, va="top", linespacing=1.35, color="#333333")
 
 
@@ -229,7 +229,7 @@ def _input_lines(inputs: Mapping[str, Any]) -> list[str]:
     alignment = inputs["alignment"]
     estimated = "estimated from the FLAIR" if inputs["brain"] == "estimated" else "given"
     lines.append(f"Brain mask: {estimated}")
-    lines.append("Alignment (correlation of the FLAIR): " + ("unknown" if alignment is None else f"{alignment:.2f}"))
+    lines.append("Correlation of the two FLAIR: " + ("unknown" if alignment is None else f"{alignment:.2f}"))
     return lines
 
 
