@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bundle.lesions import LesionRule, Placed, lesion_table, region_of, share_marking, voxel_volume_mm3
+from bundle.lesions import LesionRule, Volume, fraction_marking, lesion_table, region_of, voxel_volume_mm3
 
 SLAB = np.diag([2.0, 2.0, 3.0, 1.0])
 
@@ -79,7 +79,7 @@ def test_the_table_is_the_same_in_every_orientation():
     affine = SLAB.copy()
     affine[:3, 3] = (-10, 20, 5)
     drawn = mask((slice(1, 4), 2, 3), (8, 8, 0))
-    straight = lesion_table(Placed(LesionRule().label(drawn, affine), affine))
+    straight = lesion_table(Volume(LesionRule().label(drawn, affine), affine))
     assert [lesion.centroid_mm for lesion in straight] == [(-6, 24, 14), (6, 36, 5)]
     assert [lesion.volume_mm3 for lesion in straight] == pytest.approx([36, 12])
 
@@ -87,7 +87,7 @@ def test_the_table_is_the_same_in_every_orientation():
     turn[2, 0], turn[0, 1], turn[1, 2], turn[3, 3] = 1, -1, 1, 1
     turn[0, 3] = drawn.shape[0] - 1
     turned = drawn.transpose(2, 0, 1)[:, ::-1]
-    assert lesion_table(Placed(LesionRule().label(turned, affine @ turn), affine @ turn)) == straight
+    assert lesion_table(Volume(LesionRule().label(turned, affine @ turn), affine @ turn)) == straight
 
 
 def test_regions_are_those_of_most_labelled_voxels():
@@ -96,25 +96,25 @@ def test_regions_are_those_of_most_labelled_voxels():
     dseg[3:6] = 42
     dseg[9] = 999  # a label of no region
     points = np.argwhere(mask((slice(1, 6), 2, 2))) * [2, 2, 3]
-    assert region_of(points, Placed(dseg, SLAB)) == "cortex"
-    assert region_of(points[:3], Placed(dseg, SLAB)) == "cerebral white matter"
-    assert region_of(points + [12, 0, 0], Placed(dseg, SLAB)) is None
-    assert region_of(points + [0, 500, 0], Placed(dseg, SLAB)) is None
+    assert region_of(points, Volume(dseg, SLAB)) == "cortex"
+    assert region_of(points[:3], Volume(dseg, SLAB)) == "cerebral white matter"
+    assert region_of(points + [12, 0, 0], Volume(dseg, SLAB)) is None
+    assert region_of(points + [0, 500, 0], Volume(dseg, SLAB)) is None
 
 
-def test_a_lesions_probability_is_the_share_of_members_that_touch_it():
+def test_a_lesions_probability_is_the_fraction_of_members_that_touch_it():
     members = np.stack([mask((1, 1, 1)), mask((2, 1, 1)), mask((1, 1, 1), (2, 1, 1)), mask((8, 8, 4))])
     fine = np.diag([1.0, 1.0, 3.0, 1.0])  # each coarse voxel is two by two of these
     fine[:2, 3] = -0.5
     labels = LesionRule().label(mask((slice(2, 6), slice(2, 4), 1), shape=(20, 20, 5)), fine)
-    [lesion] = lesion_table(Placed(labels, fine), members=Placed(members, SLAB))
+    [lesion] = lesion_table(Volume(labels, fine), members=Volume(members, SLAB))
     assert lesion.probability == 0.75
-    assert share_marking(np.array([[4.0, 2.0, 3.0]]), Placed(members, SLAB)) == 0.5
-    assert share_marking(np.array([[-400.0, 2.0, 3.0]]), Placed(members, SLAB)) == 0
+    assert fraction_marking(np.array([[4.0, 2.0, 3.0]]), Volume(members, SLAB)) == 0.5
+    assert fraction_marking(np.array([[-400.0, 2.0, 3.0]]), Volume(members, SLAB)) == 0
 
 
 def test_the_table_puts_the_most_probable_first():
     members = np.stack([mask((1, 1, 1)), mask((1, 1, 1), (8, 8, 4))])
     labels = LesionRule().label(members.any(axis=0), SLAB)
-    table = lesion_table(Placed(labels, SLAB), members=Placed(members, SLAB))
+    table = lesion_table(Volume(labels, SLAB), members=Volume(members, SLAB))
     assert [lesion.probability for lesion in table] == [1, 0.5]

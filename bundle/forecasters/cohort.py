@@ -78,8 +78,7 @@ class CaseReader:
         image, affine = data["image"].as_tensor(), data["image"].affine.numpy()
         dseg = None
         if case.dseg is not None:
-            regions = read_volume(case.dseg, case.id)
-            dseg = Placed(regions.data, regions.affine)
+            dseg = read_volume(case.dseg, case.id)
         patient = Patient(
             case.id, case.arm, image, data["brain"].numpy()[0], affine, dseg, dataset_dir=str(case.dataset_dir)
         )

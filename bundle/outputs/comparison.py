@@ -12,7 +12,7 @@ from scipy.stats import t
 
 from bundle.arms import ARMS, NULL_ARM
 from bundle.data.bids import CONDITION
-from bundle.lesions import Placed
+from bundle.lesions import Volume
 from bundle.outputs.page import percent, png_bytes, write_footer
 from bundle.outputs.panels import (
     AxialView,
@@ -86,7 +86,7 @@ class CompareArmsd(MapTransform):
             self._case, self._arms = output["case"], {}
         for key in self.key_iterator(output):
             image, arm = output[key], ARMS[int(output["arm"])]
-            flair = Placed(image.numpy()[CONDITION.index("flair_w048")], image.affine.numpy())
+            flair = Volume(image.numpy()[CONDITION.index("flair_w048")], image.affine.numpy())
             brain = np.asarray(output["brain"].cpu(), dtype=bool)[0]
             view = axial_view(flair, output["heatmap"].numpy(), brain=brain, covered=np.ones_like(brain))
             self._arms[arm] = (output["forecast"], np.asarray(output["counts"]), view)

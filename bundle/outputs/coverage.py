@@ -7,12 +7,12 @@ import nibabel as nib
 import numpy as np
 
 from bundle.data.grid import read_nearest
-from bundle.lesions import Placed
+from bundle.lesions import Volume
 
 COMPLETE = 0.995  # fraction of a slice's brain from which the slice counts as covered completely
 
 
-def covered_voxels(native: Placed, slab: Placed) -> np.ndarray:
+def covered_voxels(native: Volume, slab: Volume) -> np.ndarray:
     """Voxels of a scan (X, Y, Z) whose centres lie in the slab, bool."""
     cells = np.ones(slab.values.shape[-3:], np.uint8)
     return read_nearest(cells, slab.affine, native.affine, native.values.shape) > 0

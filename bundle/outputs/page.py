@@ -10,12 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Circle, Rectangle
+from matplotlib.patches import Circle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import PercentFormatter
 from nibabel.affines import apply_affine, voxel_sizes
 
-from bundle.lesions import Placed
+from bundle.lesions import Volume
 from bundle.outputs.panels import (
     AxialView,
     axial_view,
@@ -40,7 +40,7 @@ VOLUMES = {"flair": "FLAIR", "t2": "T2 lesions", "gd": "Gd lesions", "net2": "ne
 
 
 def forecast_page(
-    flair: Placed,
+    flair: Volume,
     heatmap: np.ndarray,
     consensus: np.ndarray,
     forecast: Mapping[str, Any],
@@ -77,8 +77,7 @@ def forecast_page(
     draw_scale(side.add_axes((0.08, 0.95, 0.8, 0.02)))
     _draw_counts(side.add_axes((0.2, 0.68, 0.7, 0.18)), forecast["count"]["histogram"])
     _write_sites(side, forecast["likely_sites"])
-    if forecast["inputs"] is not None:
-        _write_inputs(side, forecast["inputs"])
+    _write_inputs(side, forecast["inputs"])
     write_footer(footer, forecast)
     return png_bytes(figure)
 
@@ -221,7 +220,7 @@ def _input_lines(inputs: Mapping[str, Any]) -> list[str]:
     lines = []
     for visit, session in inputs["session"].items():
         months = inputs["months"].get(visit)
-        about = [visit] + ([f"session {session}"] if session != visit else [])
+        about = [visit] + ([session] if session != f"ses-{visit}" else [])
         about += ["date unknown"] if months is None else [f"month {months:g}"]
         lines.append(f"{', '.join(about)}: {_volumes_of(visit, inputs['used']) or 'nothing'}")
         if missing := _volumes_of(visit, inputs["missing"]):

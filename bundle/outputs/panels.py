@@ -11,7 +11,7 @@ from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.ticker import NullLocator
 from nibabel.affines import voxel_sizes
 
-from bundle.lesions import Placed
+from bundle.lesions import Volume
 from bundle.outputs.coverage import COMPLETE, axial_axis, covered_fractions
 
 LEAST, MOST = 0.001, 0.1  # one scale for every page, so that patients and treatments can be compared by eye
@@ -53,7 +53,7 @@ class AxialView:
 
 
 def axial_view(
-    flair: Placed,
+    flair: Volume,
     heatmap: np.ndarray,
     *,
     brain: np.ndarray,

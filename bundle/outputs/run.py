@@ -1,25 +1,23 @@
 """Forecasting a list of patients: one that cannot be read gets one line and is left out, the rest go on."""
 
-import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine, Events
-from monai.data import list_data_collate
 from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
 from bundle.arms import CLASSES
-from bundle.data.bids import checked_arm, list_cases, read_treatments
+from bundle.data.bids import dataset_warnings, list_cases, session_labels
 from bundle.data.datalist import SPLITS, load_split
-from bundle.errors import Guard
+from bundle.data.tables import checked_arm
+from bundle.errors import Guard, warn
 from bundle.outputs.comparison import under_each_arm
 
 ALL_ARMS = "all"
-_TEXTS = ("inputs", "warnings")  # entries without tensors, which collation would take apart
 
 
 def forecast_items(
@@ -28,6 +26,7 @@ def forecast_items(
     arm: str | None = None,
     datalist: str | Path | None = None,
     split: str | None = None,
+    visits: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """The patients to forecast.
 
@@ -38,27 +37,36 @@ def forecast_items(
             compares the six arms.
         datalist: a file of `scripts.make_datalist`, which is forecast instead of all participants.
         split: forecast only this one of the datalist, by default of `<dataset_dir>/datalist.json`.
+        visits: session label of each visit that is not named so, e.g. {"w000": "ses-01", "w048": "ses-02"}.
 
     Returns:
-        Items for `ReadableCases`: "image", the patient's folder, "arm" if it is given, "all_arms" if they are compared.
+        Items for `ReadableCases`: "image", the patient's folder, "dataset_dir", outside which nothing is read, "arm"
+        and "visits" if they are given, "all_arms" if the arms are compared.
 
     Raises:
         InputError: there is no such data set, split or arm, or participants.tsv cannot be read.
     """
     root = Path(str(dataset_dir))  # the command line reads a folder named 123 as a number
+    given: dict[str, Any] = {}
     if arm == ALL_ARMS:
-        given = {"all_arms": True}
-    else:
-        given = {} if arm is None else {"arm": checked_arm(arm, f"or {ALL_ARMS!r}")}
+        given["all_arms"] = True
+    elif arm is not None:
+        given["arm"] = checked_arm(arm, f"correct --arm, or {ALL_ARMS!r} to compare them")
+    if visits is not None:
+        session_labels(visits)  # raises once, not for each patient
+        given["visits"] = dict(visits)
     if case is not None:
         name = str(case)
         is_label = Path(name).name == name and not _exists(Path(name))
         return [{"image": name} | ({"dataset_dir": str(root)} if is_label else {}) | given]
+    inside = {"dataset_dir": str(root)}
     if datalist is not None or split is not None:
         listed = [item for name in (SPLITS if split is None else [split]) for item in load_split(root, name, datalist)]
-        return [{"image": item["image"], "arm": item.get("arm")} | given for item in listed]
-    read_treatments(root)  # a table that cannot be read is reported once, not for each patient
-    return [{"image": str(root / name)} | given for name in list_cases(root)]
+        return [{"image": item["image"], "arm": item.get("arm")} | inside | given for item in listed]
+    cases = list_cases(root)
+    for text in dataset_warnings(root):  # reads participants.tsv: one that is no table raises once
+        warn(text)
+    return [{"image": str(root / name)} | inside | given for name in cases]
 
 
 class ReadableCases(IterableDataset):
@@ -85,22 +93,15 @@ class ReadableCases(IterableDataset):
             if read is None:
                 continue
             for text in read.get("warnings", ()):
-                print(f"warning: {read['case']}: {text}", file=sys.stderr)
+                warn(f"{read['case']}: {text}")
             yield from under_each_arm(read) if item.get("all_arms") else [read]
-
-
-def collate_cases(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A batch of cases for the evaluator; what is no tensor travels as text, see `Guarded`."""
-    return list_data_collate(
-        [item | {name: json.dumps(item[name]) for name in _TEXTS if name in item} for item in items]
-    )
 
 
 class Guarded:
     """Post-processing that leaves its data as it is where they cannot be used, and prints the files it wrote.
 
     Args:
-        transform: post-processing of one case out of a batch of `collate_cases`.
+        transform: post-processing of one case.
         guard: counts those it cannot use.
         progress: show what is being written.
     """
@@ -109,7 +110,6 @@ class Guarded:
         self.transform, self.guard, self.progress = transform, guard, progress
 
     def __call__(self, data: Any) -> Any:
-        data = data | {name: json.loads(data[name]) for name in _TEXTS if name in data}
         with phase(f"{data['case']}, {CLASSES[int(data['arm'])]}: writing", self.progress):
             output = self.guard.call(self.transform, data, data)
         _print_files(output)

@@ -6,7 +6,7 @@ import numpy as np
 from nibabel.affines import apply_affine, voxel_sizes
 from scipy import ndimage
 
-from bundle.lesions import Placed, region_of
+from bundle.lesions import Volume, region_of
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Site:
 
 
 def likely_sites(
-    heatmap: Placed,
+    heatmap: Volume,
     counts: np.ndarray,
     *,
-    dseg: Placed | None = None,
+    dseg: Volume | None = None,
     limit: int = 10,
     radius_mm: float = 10.0,
     min_probability: float = 0.01,

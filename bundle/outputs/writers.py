@@ -19,10 +19,11 @@ from monai.transforms import MapTransform
 from bundle import __version__
 from bundle.arms import CLASSES
 from bundle.data.bids import find_case
+from bundle.data.transforms import plain_inputs
 from bundle.data.volumes import read_flair, read_mask, read_volume
 from bundle.files import check_writable, nifti_bytes, not_writable, write_together
 from bundle.forecasters.ensemble import EnsembleInferer
-from bundle.lesions import LesionRule, Placed, lesion_table, voxel_volume_mm3
+from bundle.lesions import LesionRule, Volume, lesion_table, voxel_volume_mm3
 from bundle.outputs.coverage import axial_axis, covered_fractions, covered_voxels, field_of_view
 from bundle.outputs.page import NOTICE, forecast_page
 from bundle.outputs.sites import likely_sites
@@ -78,15 +79,14 @@ class WriteForecastd(MapTransform):
         heatmap = native.numpy()[0].clip(0, 1)
         consensus = data["consensus"].numpy()[0] >= 0.5
         brain = data["native_brain"].numpy()[0] > 0
-        case = find_case(path, arm=int(data["arm"]))
-        slab, members = (Placed(data[name].numpy(), data["image"].affine.numpy()) for name in ("heatmap", "members"))
+        case = find_case(path, data.get("dataset_dir"), CLASSES[int(data["arm"])], data["inputs"]["session"])
+        slab, members = (Volume(data[name].numpy(), data["image"].affine.numpy()) for name in ("heatmap", "members"))
         dseg = None
         if case.dseg is not None:
-            regions = read_volume(case.dseg, case.id)
-            dseg = Placed(regions.data, regions.affine)
-        covered, axis = covered_voxels(Placed(heatmap, affine), slab), axial_axis(affine)
+            dseg = read_volume(case.dseg, case.id)
+        covered, axis = covered_voxels(Volume(heatmap, affine), slab), axial_axis(affine)
         # The rule has been applied on the slab; on this grid the lesions only need to be told apart.
-        lesions = Placed(LesionRule().label(consensus, affine), affine)
+        lesions = Volume(LesionRule().label(consensus, affine), affine)
         summary = data["forecast"]
         volume_ml = float(heatmap.sum(dtype=np.float64) * voxel_volume_mm3(affine) / 1000)
         members_ml = summary["volume_ml"]["members"]
@@ -107,13 +107,13 @@ class WriteForecastd(MapTransform):
         visit = next(name for name, volume in case.volumes.items() if volume.name == path.name).removeprefix("flair_")
         old = case.volumes.get(f"t2_{visit}")
         page = forecast_page(
-            Placed(read_flair(path, case.id).data, affine),
+            read_flair(path, case.id),
             heatmap,
             consensus,
             forecast,
             brain=brain,
             covered=covered,
-            old_lesions=None if old is None else read_mask(old, case.id).data > 0,
+            old_lesions=None if old is None else read_mask(old, case.id).values,
         )
         return forecast, {
             "probseg.nii.gz": nifti_bytes(heatmap.astype(np.float32), path, DESCRIPTION),
@@ -218,9 +218,10 @@ def _heading(data: Mapping[Hashable, Any]) -> dict[str, Any]:
 
 def _provenance(data: Mapping[Hashable, Any], inferer: EnsembleInferer, weights: str | Path | None) -> dict[str, Any]:
     """What a map was made of, and how."""
+    inputs, warnings = plain_inputs(data)
     return {
-        "inputs": data.get("inputs"),
-        "warnings": list(data.get("warnings", ())),
+        "inputs": inputs,
+        "warnings": warnings,
         "sampling": inferer.settings.as_dict(),
         "weights_sha256": None if weights is None else _sha256(Path(weights)),
         "versions": {

@@ -2,15 +2,15 @@ import numpy as np
 import pytest
 
 from bundle.data.grid import SlabGrid
-from bundle.lesions import Placed
+from bundle.lesions import Volume
 from bundle.outputs.coverage import axial_axis, covered_fractions, covered_voxels, field_of_view
 
 GRID = SlabGrid(spacing_mm=(2, 2, 3), shape=(20, 24, 5))  # 40 x 48 x 15 mm
-SLAB = Placed(np.zeros(GRID.shape), GRID.affine(np.zeros(3)))
+SLAB = Volume(np.zeros(GRID.shape), GRID.affine(np.zeros(3)))
 
 
 def fractions(shape, affine):
-    native = Placed(np.zeros(shape), affine)
+    native = Volume(np.zeros(shape), affine)
     return covered_fractions(covered_voxels(native, SLAB), np.ones(shape, bool), axial_axis(affine))
 
 
@@ -42,7 +42,7 @@ def test_slices_along_any_axis_count_the_brain_alone():
     affine[:3, 3] = (-5, -5, -20)
     brain = np.zeros((40, 10, 10), bool)
     brain[10:15] = True
-    covered = covered_voxels(Placed(np.zeros(brain.shape), affine), SLAB)
+    covered = covered_voxels(Volume(np.zeros(brain.shape), affine), SLAB)
     assert axial_axis(affine) == 0
     np.testing.assert_array_equal(np.flatnonzero(covered_fractions(covered, brain, 0)), [13, 14])
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from bundle.lesions import Placed
+from bundle.lesions import Volume
 from bundle.outputs.page import forecast_page, percent
 
 SHAPE = (30, 40, 15)
@@ -17,7 +17,7 @@ INPUTS = {
     "brain": "estimated",
     "alignment": 0.93,
     "months": {"w000": 0, "w048": None},
-    "session": {"w000": "w000", "w048": "02"},
+    "session": {"w000": "ses-w000", "w048": "ses-02"},
 }
 AFFINE = np.array([[4.0, 0, 0, -58], [0, 4, 0, -78], [0, 0, 3, -20], [0, 0, 0, 1]])
 PANELS = np.s_[160:1025, 12:1195]  # rows and columns of the page that the fifteen slices fill
@@ -56,7 +56,7 @@ def page(heatmap=None, consensus=None, affine=AFFINE, turn=lambda volume: volume
     covered[:, :, slices[0] : slices[1] + 1] = True
     old = old if old is None else turn(old)
     return forecast_page(
-        Placed(turn(flair), affine),
+        Volume(turn(flair), affine),
         turn(heatmap),
         turn(consensus),
         forecast(**changes),

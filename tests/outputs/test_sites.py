@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bundle.lesions import Placed
+from bundle.lesions import Volume
 from bundle.outputs.sites import likely_sites, site_probability
 
 SLAB = np.diag([2.0, 2.0, 3.0, 1.0])
@@ -12,7 +12,7 @@ def heat(values, shape=(80, 10, 5)):
     heatmap = np.zeros(shape)
     for voxel, value in values.items():
         heatmap[voxel] = value
-    return Placed(heatmap, SLAB)
+    return Volume(heatmap, SLAB)
 
 
 def test_sites_lie_where_the_heatmap_is_strongest_and_share_the_expected_count():
@@ -36,7 +36,7 @@ def test_one_lesion_in_every_member_lies_in_a_region_as_often_as_heat_does():
 
 def test_a_region_is_no_less_probable_than_its_voxels_and_grows_with_its_size():
     rng = np.random.default_rng(0)
-    heatmap = Placed(rng.random((30, 30, 5)) ** 8, SLAB)
+    heatmap = Volume(rng.random((30, 30, 5)) ** 8, SLAB)
     sites = likely_sites(heatmap, COUNTS)
     assert sites and all(site.probability >= site.peak_probability > 0 for site in sites)
     assert site_probability(0.001, 0.78, COUNTS) == 0.78
@@ -56,7 +56,7 @@ def test_without_any_lesion_in_the_members_a_site_is_as_probable_as_its_peak():
 
 
 def test_sites_are_apart_limited_most_probable_first_and_none_below_the_least():
-    heatmap = Placed((np.random.default_rng(0).random((40, 40, 5)) > 0.99) * 0.25, SLAB)
+    heatmap = Volume((np.random.default_rng(0).random((40, 40, 5)) > 0.99) * 0.25, SLAB)
     sites = likely_sites(heatmap, COUNTS, limit=6)
     centres = np.array([site.centre_mm for site in sites])
     distances = np.linalg.norm(centres[:, None] - centres[None], axis=-1)
@@ -69,5 +69,5 @@ def test_sites_are_apart_limited_most_probable_first_and_none_below_the_least():
 def test_the_region_is_that_of_the_centre():
     labels = np.full((80, 10, 5), 2)
     labels[40:] = 42
-    sites = likely_sites(heat({(10, 5, 2): 0.2, (60, 5, 2): 0.1}), COUNTS, dseg=Placed(labels, SLAB))
+    sites = likely_sites(heat({(10, 5, 2): 0.2, (60, 5, 2): 0.1}), COUNTS, dseg=Volume(labels, SLAB))
     assert [site.region for site in sites] == ["cerebral white matter", "cortex"]

@@ -12,9 +12,9 @@ from monai.data import MetaTensor
 from bundle.data.grid import SlabGrid
 from bundle.data.transforms import LoadCased, RestoreNatived
 from bundle.errors import InputError
-from bundle.lesions import LesionRule, voxel_volume_mm3
+from bundle.lesions import LesionRule
 from bundle.outputs.summary import ExpectHeatmapd, SummariseMembersd, jeffreys_interval
-from bundle.outputs.writers import WriteForecastd, WritePreviewd
+from bundle.outputs.writers import WriteForecastd
 
 GRID = SlabGrid(spacing_mm=(2, 2, 3), shape=(20, 24, 5))
 SHAPE = (40, 48, 5)  # at 1 x 1 x 3 mm the very slab
