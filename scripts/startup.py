@@ -55,7 +55,7 @@ def until_first_call(started: float, arguments: list[str]) -> None:
         print("\n" + json.dumps({"seconds": seconds, "packages": sorted(top_level() - packages)}), flush=True)
         os._exit(0)
 
-    ForecastNetwork.guess = tell
+    ForecastNetwork.backbone = tell
     sys.argv = ["monai.bundle", "run", "inference", "--config_file", "configs/inference.json", *arguments]
     runpy.run_module("monai.bundle", run_name="__main__")
 

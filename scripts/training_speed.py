@@ -27,8 +27,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from bundle.diffusion.denoiser import Denoiser
-from bundle.diffusion.slabs import condition_of
+from bundle.diffusion.slabs import Condition, SlabDenoiser
 from bundle.errors import report_in_one_line
 from bundle.runtime import keep_freed_memory
 from bundle.training.stage import freeze_unet
@@ -163,9 +162,9 @@ def step_memory(stage: str, micro_batch_size: int, checkpointing: bool, overlay:
         if stage != "stage 1":
             freeze_unet(network)
         optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad])
-        denoiser = Denoiser(network, config.get_parsed_content("prediction"))
+        denoiser = SlabDenoiser(network, *(config.get_parsed_content(name) for name in ("prediction", "foreground_weight")))
         z_t, logsnr = torch.zeros(micro_batch_size, 2 * slices, *plane), torch.zeros(micro_batch_size)
-        condition = condition_of(torch.zeros(micro_batch_size, 8, *plane, slices))
+        condition = Condition.of(torch.zeros(micro_batch_size, 8, *plane, slices))
         for _ in range(2):  # gradients of the first pass are kept while the second adds to them
             with torch.autocast("cpu", torch.bfloat16):
                 output = denoiser.output(z_t, logsnr, condition)

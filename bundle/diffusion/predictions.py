@@ -1,9 +1,9 @@
 """What the network predicts, and how that becomes x0: the hub through which everything else sees the network.
 
 Each prediction has `to_x0(output, z_t, alpha, sigma)` and `error(output, x0, z_t, alpha, sigma)`, the voxel-wise
-loss in units of x0 before any weighting. The linear ones also have `target(x0, eps, alpha, sigma)`, and their error
-is (to_x0 - x0)^2: for eps it equals SNR^-1 and for v (SNR + 1)^-1 times the squared error of the output itself, so
-one weighting on x0 serves all (min(SNR, 5) on x0 is min(SNR, 5) / (SNR + 1) on v).
+loss in units of x0 before any weighting. The error of the linear ones is (to_x0 - x0)^2: for eps it equals SNR^-1 and
+for v (SNR + 1)^-1 times the squared error of the output itself, so one weighting on x0 serves all (min(SNR, 5) on x0
+is min(SNR, 5) / (SNR + 1) on v).
 
 Tensors are (B, ...); alpha and sigma broadcast against them.
 
@@ -39,9 +39,6 @@ class _Linear:
 class X0Prediction(_Linear):
     """The network predicts the clean image."""
 
-    def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return x0
-
     def to_x0(self, output: Tensor, z_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return output
 
@@ -50,9 +47,6 @@ class X0Prediction(_Linear):
 class EpsPrediction(_Linear):
     """The network predicts the noise."""
 
-    def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return eps
-
     def to_x0(self, output: Tensor, z_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return (z_t - sigma * output) / alpha
 
@@ -60,9 +54,6 @@ class EpsPrediction(_Linear):
 @dataclass(frozen=True)
 class VPrediction(_Linear):
     """The network predicts v = alpha eps - sigma x0."""
-
-    def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return alpha * eps - sigma * x0
 
     def to_x0(self, output: Tensor, z_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return alpha * z_t - sigma * output
@@ -85,10 +76,6 @@ class PreconditionedPrediction(_Linear):
     """
 
     data_std: float = 0.25
-
-    def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        skip, out = self._coefficients(alpha, sigma)
-        return (x0 - skip * (alpha * x0 + sigma * eps)) / out
 
     def to_x0(self, output: Tensor, z_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         skip, out = self._coefficients(alpha, sigma)

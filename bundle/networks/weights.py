@@ -1,8 +1,9 @@
 """Files of weights: tensors alone, loaded into a network of the same architecture or refused."""
 
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import nn

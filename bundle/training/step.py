@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from bundle.arms import NULL_ARM
 from bundle.diffusion.denoiser import Denoiser
 from bundle.diffusion.losses import DenoisingLoss
-from bundle.diffusion.slabs import NUM_VOLUMES, condition_of, fold_slices
+from bundle.diffusion.slabs import NUM_VOLUMES, Condition, fold_slices
 from bundle.errors import InputError
 from bundle.networks.weights import bare
 from bundle.runtime import rank_and_world
@@ -129,7 +129,7 @@ class TrainStep:
         streams = Streams.for_batch(self.seed, iteration, positions, world * share)
         image, target = self.augmentation(image, target, streams)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.amp):
-            losses = self.loss(self.denoiser, fold_slices(target), condition_of(image), streams)
+            losses = self.loss(self.denoiser, fold_slices(target), Condition.of(image), streams)
         return (losses * weight).sum()
 
     def _gradients_shared(self, last: bool) -> AbstractContextManager:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from bundle.diffusion.denoiser import Denoiser
 from bundle.diffusion.samplers import DenoiseAt
 from bundle.diffusion.schedules import Schedule, alpha_sigma, expand_to
-from bundle.diffusion.slabs import condition_of, fold_slices, net2_probability, one_call_heatmap
+from bundle.diffusion.slabs import Condition, fold_slices, net2_probability, one_call_heatmap
 from bundle.metrics import log_skill, roc_auc
 from bundle.seeding import Streams
 
@@ -56,8 +56,8 @@ class ValidationStep:
         self.denoiser.eval()
         x0 = fold_slices(target)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.amp):
-            denoise = partial(self.denoiser, condition=condition_of(image))
-            heatmap = one_call_heatmap(denoise, streams.normal(x0.shape[1:], device), self.schedule)
+            denoise = partial(self.denoiser, condition=Condition.of(image))
+            heatmap = one_call_heatmap(denoise, x0.shape, self.schedule, device)
             maps = [heatmap] + [self._denoised(denoise, x0, level, streams) for level in self.levels]
         lesion = (target[:, -1] > 0).float()
         log_losses = [F.binary_cross_entropy(p.clamp(1e-7, 1 - 1e-7), lesion, reduction="none") for p in maps]

@@ -12,10 +12,10 @@ from conftest import ROOT, TINY, start_bundle
 from torch import nn
 
 from bundle.arms import NULL_ARM
-from bundle.diffusion.denoiser import Denoiser
-from bundle.diffusion.losses import DenoisingLoss
+from bundle.diffusion.losses import DenoisingLoss, MinSNR
 from bundle.diffusion.predictions import BinaryPrediction
 from bundle.diffusion.schedules import Cosine
+from bundle.diffusion.slabs import SlabDenoiser
 from bundle.errors import InputError
 from bundle.networks.slab_unet import ForecastNetwork
 from bundle.networks.weights import export_weights, load_weights, save_atomically
@@ -46,7 +46,7 @@ def test_processes_share_the_global_batch(monkeypatch):
     whole = list(IterationBatches(10, 4, 6))
     shares = []
     for rank in range(2):
-        monkeypatch.setattr("bundle.runtime.rank_and_world", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr("bundle.training.stage.rank_and_world", lambda rank=rank: (rank, 2))
         shares.append(list(IterationBatches(10, 4, 6)))
     assert [a + b for a, b in zip(*shares)] == whole
     with pytest.raises(ValueError, match="batch_size=3"):
@@ -131,8 +131,8 @@ def test_gradients_accumulated_over_passes_are_those_of_the_whole_batch(micro_ba
         passes = []
         network.register_forward_pre_hook(lambda module, inputs: passes.append(len(inputs[0])))
         schedule = warmup_cosine(optimizer, 1, 1, 1)
-        denoiser = Denoiser(network, BinaryPrediction(), foreground_weight=1.0)
-        loss = DenoisingLoss(Cosine(), foreground_weight=1.0)
+        denoiser = SlabDenoiser(network, BinaryPrediction(), foreground_weight=1.0)
+        loss = DenoisingLoss(Cosine(), MinSNR(floor=0), 1.0, (1.0, 1.0))
         average = moving_average(network)
         run = TrainStep(denoiser, loss, Augmentation(), average, schedule, seed=3, amp=False, micro_batch_size=size)
         engine = SimpleNamespace(state=SimpleNamespace(device=torch.device("cpu"), iteration=5), optimizer=optimizer)
