@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Circle
+from matplotlib.patches import Circle, Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import PercentFormatter
 from nibabel.affines import apply_affine, voxel_sizes
@@ -31,7 +31,7 @@ from bundle.outputs.panels import (
 NOTICE = "Research use only. Not a medical device. Weights trained on simulated data."
 WIDTH, HEIGHT, DPI = 15.0, 11.0, 100  # inches, and pixels an inch
 ROWS, COLUMNS = 3, 5
-OLD, AGREED, SITE = "#39c5ff", "#ffffff", "#7dff8a"
+OLD, AGREED, SITE, AMBER = "#39c5ff", "#ffffff", "#7dff8a", "#ffbf00"
 SITES_SHOWN = 5
 NOTES_SHOWN = 4
 NOTE_WIDTH = 170  # characters of a note in one line of the page
@@ -142,8 +142,11 @@ def _write_header(
         **details,
     )
     for row, (text, amber) in enumerate(notes):
-        colours = {"backgroundcolor": "#ffbf00", "color": "black"} if amber else {"color": "#8a5a00"}
-        write(text, 1.62 + LINE * row, fontsize=10.5, **colours)
+        middle = 1.62 + LINE * row
+        if amber:
+            band = Rectangle((0, 1 - (middle + LINE / 2) / height), 1, LINE / height, color=AMBER)
+            header.add_artist(band).set_transform(header.transSubfigure)
+        write(text, middle, fontsize=10.5, color="black" if amber else "#8a5a00")
 
 
 def _draw_panels(panels: SubFigure, view: AxialView, levels: Sequence[int], sites: Sequence[Mapping[str, Any]]) -> None:
@@ -184,7 +187,7 @@ def _draw_legend(panels: SubFigure, *, known: bool, left_out: int) -> None:
     panels.legend(handles=handles, loc="lower left", ncols=3, fontsize=10, frameon=False, labelcolor="white")
     if left_out:
         text = f"{left_out} more slices hold heat and are not shown"
-        panels.text(0.99, 0.018, text, ha="right", va="center", fontsize=10, color="#ffbf00")
+        panels.text(0.99, 0.018, text, ha="right", va="center", fontsize=10, color=AMBER)
 
 
 def _draw_counts(axes: Axes, histogram: Mapping[str, float]) -> None:

@@ -15,7 +15,7 @@ from bundle.lesions import Volume
 from bundle.outputs.coverage import COMPLETE, axial_axis, covered_fractions
 
 LEAST, MOST = 0.001, 0.1  # one scale for every page, so that patients and treatments can be compared by eye
-SOLID = 0.01  # from LEAST, where the map is transparent, it grows opaque up to here
+SOLID = 0.004  # from LEAST, where the map is transparent, it grows opaque up to here
 OPACITY = 0.85
 HEAT = ListedColormap(colormaps["inferno"](np.linspace(0.35, 1, 256)))  # its black end would pass for dark tissue
 TISSUE = "#8c8c8c"  # behind the scale, as brain tissue is behind the map
