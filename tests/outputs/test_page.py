@@ -157,3 +157,51 @@ def test_per_cents_never_claim_a_certainty_that_is_not():
     assert [percent(share) for share in (0, 0.004, 0.01, 0.256, 0.99, 0.996, 1)] == [
         "0 %", "< 1 %", "1 %", "26 %", "99 %", "> 99 %", "100 %",
     ]  # fmt: skip
+
+
+def test_warnings_are_an_amber_band_and_differences_a_line_of_text():
+    amber = np.array([255, 191, 0]) / 255
+
+    def rows_in_amber(png):
+        return (np.abs(pixels(png) - amber).max(axis=-1) < 0.01).mean(axis=1)
+
+    assert rows_in_amber(plain()).max() == 0
+    assert rows_in_amber(page(warnings=["the visits hardly correlate"])).max() > 0.9  # the full width of the page
+    different = page(differences=["The heatmap holds 2 ml, the samples 1 ml."])
+    assert rows_in_amber(different).max() < 0.01 and different != plain()
+    many = page(warnings=[f"warning {i}" for i in range(20)])
+    assert pixels(many).shape == (1100, 1500, 3)
+    assert 4 * 20 <= (rows_in_amber(many) > 0.5).sum() <= 4 * 26  # lines of a quarter inch
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"missing": []},
+        {"brain": "given"},
+        {"alignment": None},
+        {"alignment": 0.71},
+        {"months": {"w000": 0, "w048": 11.5}},
+        {"session": {"w000": "ses-01", "w048": "ses-02"}},
+    ],
+)
+def test_the_inputs_are_on_the_page(changes):
+    seen = np.argwhere(np.abs(pixels(page(inputs=INPUTS | changes)) - pixels(plain())).max(axis=-1) > 0.01)
+    assert len(seen) and seen[:, 0].min() > 750 and seen[:, 1].min() > 1195  # below the sites, beside the panels
+
+
+def test_slices_forecast_in_part_say_so_and_all_that_hold_heat_are_shown():
+    half = np.zeros(SHAPE, bool)
+    half[:14] = True
+    flair, brain = head()
+    covered = {"brain": brain, "covered": half}
+    drawn = forecast_page(Volume(flair, AFFINE), np.zeros(SHAPE), brain & False, forecast(), **covered)
+    rows, columns = (changed(drawn, plain()) % np.array([864 / 3, 1183 / 5])).T
+    assert len(rows) and (rows > 0.8 * 288).any() and np.ptp(columns[rows < 0.5 * 288]) < 5  # caption; a dashed line
+
+
+def test_a_scan_outside_the_slab_still_gets_a_page():
+    flair, brain = head()
+    nothing = np.zeros(SHAPE, bool)
+    png = forecast_page(Volume(flair, AFFINE), np.zeros(SHAPE), nothing, forecast(), brain=brain, covered=nothing)
+    assert pixels(png).shape == (1100, 1500, 3)
