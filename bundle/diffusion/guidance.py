@@ -14,9 +14,9 @@ class GuidedDenoiser:
     """Classifier-free guidance with a scale for the images and one for the arm.
 
     x0 = null + w_i (images - null) + w_a (both - images): the arm's effect is taken given the images (Brooks et al.
-    2023, InstructPix2Pix, eq. 3). With both scales w it is the joint guidance null + w (both - null) of Ho & Salimans 2022,
-    with w = 1 for none. Terms of weight 0 are not computed: one call without guidance, two with joint guidance or with
-    one scale at 1, else three.
+    2023, InstructPix2Pix, eq. 3). With both scales w it is the joint guidance null + w (both - null) of Ho & Salimans
+    2022, with w = 1 for none. Terms of weight 0 are not computed: one call without guidance, two with joint guidance
+    or with one scale at 1, else three.
 
     Args:
         denoiser: the conditional denoiser; its `given` takes a condition that has `null(images=..., arm=...)`.

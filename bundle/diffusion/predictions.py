@@ -63,9 +63,9 @@ class VPrediction(_Linear):
 class PreconditionedPrediction(_Linear):
     """x0 where noise is large, the noise to take off where it is small: x0 = c_skip z_t + c_out output.
 
-    c_skip z_t is the best linear guess of x0 if it had standard deviation `data_std` around 0, and c_out the size of
-    that guess's error. With data_std = 1 this is v-prediction up to sign; with a smaller one the network is spared carrying noise
-    to its output until alpha / sigma reaches 1 / data_std, and spared copying the image to it from there on.
+    c_skip z_t is the best linear estimate of x0 if it had standard deviation `data_std` around 0, and c_out the size of
+    that estimate's error. With data_std = 1 this is v-prediction up to sign. With a smaller one the network need not
+    carry noise to its output until alpha / sigma reaches 1 / data_std, nor copy the image to it from there on.
 
     Args:
         data_std: the spread of x0 that is left once the condition is known.
