@@ -8,7 +8,14 @@ from bundle.data.datalist import SPLITS, make_datalist, write_datalist
 from bundle.errors import report_in_one_line
 
 
-def main(dataset_dir: str, out: str | None = None, seed: int = 0, validation: float = 0.1, test: float = 0.1) -> None:
+def main(
+    dataset_dir: str,
+    out: str | None = None,
+    seed: int = 0,
+    validation: float = 0.1,
+    test: float = 0.1,
+    visits: dict[str, str] | None = None,
+) -> None:
     """Splits a BIDS data set into training, validation and test patients, stratified by arm and two-year activity.
 
     Args:

@@ -28,7 +28,7 @@ _FILES = {  # folder and ending of each kind of volume
     "dseg": ("derivatives/synthseg", "dseg"),
 }
 _SUFFIXES = (".nii.gz", ".nii")
-_OPTIONAL_ENTITIES = ("acq", "ce", "rec", "run")
+_OPTIONAL_ENTITY = re.compile(r"(acq|ce|rec|run)-[A-Za-z0-9]+")
 _LIKE_VOLUME = {"": "flair", "derivatives/lesions": "mask|lesion|label", "derivatives/brain": "mask|brain"}
 _SESSION = re.compile(r"ses-[A-Za-z0-9]+")
 _LIKE_PATIENT = re.compile(r"sub[-_ .].*|sub\d.*", re.IGNORECASE)
@@ -229,8 +229,8 @@ def _matching(root: Path, case: str, session: str, kind: str) -> list[Path]:
         if stem is None or not stem.startswith(f"{case}_{session}_"):
             continue
         *entities, last = stem.split("_")[2:]
-        optional = [entity.partition("-")[0] for entity in entities if entity not in required]
-        accepted = len(set(optional)) == len(optional) and set(optional) <= set(_OPTIONAL_ENTITIES)
+        optional = [_OPTIONAL_ENTITY.fullmatch(entity) for entity in entities if entity not in required]
+        accepted = all(optional) and len({entity[1] for entity in optional}) == len(optional)
         if last == suffix and set(required) <= set(entities) and accepted and path.is_file():
             found.append(path)
     return found

@@ -11,6 +11,8 @@ from bundle.errors import InputError
 from bundle.lesions import Volume, voxel_volume_mm3
 
 _CONTRAST_PERCENTILES = (2, 50, 98)
+_BETTER = 0.01  # correlation; noise makes less of a difference
+_DIRECTIONS = ("left or right", "forwards or backwards", "up or down")
 
 
 @dataclass(frozen=True)
@@ -130,13 +132,15 @@ class Plausibility:
         warnings = []
         if overlap < doubtful:
             warnings.append(f"{pair} have only {overlap:.0%} of the slab's brain in common")
-        alignment = float(np.corrcoef(*[flair[covered] for flair in flairs])[0, 1])
+        alignment = _correlation(*flairs, covered)
         doubtful, wrong = self.alignment_doubtful_wrong
         if not alignment >= wrong:
             problem = f"{pair} do not show one brain in one position (correlation {alignment:.2f}, aligned visits "
             raise InputError(f"{problem}have more than {doubtful:.2f})", fix, case=case, file=file)
         if alignment < doubtful:
             warnings.append(f"{pair} may not be aligned: correlation {alignment:.2f}, usually above {doubtful:.2f}")
+        elif displaced := _better_neighbour(*flairs, covered, alignment + _BETTER):
+            warnings.append(f"{pair} may not be aligned: they agree better when moved {displaced}")
         return alignment, warnings
 
     def check_lesion_volume(self, mask: Volume, case: str, name: str) -> list[str]:
@@ -179,3 +183,17 @@ class Plausibility:
         if months is None or low <= months <= high:
             return []
         return [f"the visits are {months:.1f} months apart; the forecast assumes 11"]
+
+
+def _correlation(first: np.ndarray, second: np.ndarray, where: np.ndarray) -> float:
+    return float(np.corrcoef(first[where], second[where])[0, 1])
+
+
+def _better_neighbour(first: np.ndarray, second: np.ndarray, where: np.ndarray, correlation: float) -> str:
+    """The direction in which `second` moved by one cell has a greater correlation with `first`; "" if there is none."""
+    for axis, direction in enumerate(_DIRECTIONS):
+        for step in (-1, 1):
+            both = where & np.roll(where, step, axis)
+            if both.any() and _correlation(first, np.roll(second, step, axis), both) > correlation:
+                return direction
+    return ""

@@ -109,7 +109,7 @@ class LoadCased(MapTransform):
             raw[name] = to_slab(flair.values, flair.affine, affine, self.grid)
             # Only its grid is needed from here on: a patient's scans may be large.
             flairs[name] = flair._replace(values=np.broadcast_to(np.float32(0), flair.values.shape))
-        slabs = _normalised(raw, inside, case)
+        slabs = normalised(raw, inside, case.id, case.volumes)
         alignment, warnings = self._check_flairs(case, raw, slabs, inside)
         for name in wanted:
             if name not in slabs and name in case.volumes:
@@ -295,14 +295,22 @@ def _brain(case: Case, flairs: Mapping[str, Volume]) -> tuple[Volume, str]:
     return Volume(found, flair.affine, flair.path), "estimated"
 
 
-def _normalised(flairs: Mapping[str, np.ndarray], brain: np.ndarray, case: Case) -> dict[str, np.ndarray]:
-    """FLAIR slabs in [-1, 1], -1 outside the brain; the first visit sets the range."""
+def normalised(
+    flairs: Mapping[str, np.ndarray], brain: np.ndarray, case: str, files: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """FLAIR slabs in [-1, 1], -1 outside the brain; the first visit sets the range.
+
+    Args:
+        flairs: (H, W, S) by name, in any unit.
+        brain: (H, W, S) bool.
+        files: by name, for error messages.
+    """
     tissue = {name: flair[brain & (flair > 0)] for name, flair in flairs.items()}
     quartiles = {name: np.percentile(x, _QUARTILES) if x.size else (0, 0) for name, x in tissue.items()}
     for name, (q1, q3) in quartiles.items():
         if not q3 > q1:
             problem = "it does not cover the brain"
-            raise InputError(problem, "co-register the visits", case=case.id, file=case.volumes[name])
+            raise InputError(problem, "co-register the visits", case=case, file=files[name])
     first = next(iter(flairs))
     low, high = np.percentile(tissue[first], _RANGE)
     (first_q1, first_q3) = quartiles[first]
