@@ -21,8 +21,11 @@ _HOST = f"{zlib.crc32(platform.node().encode()):08x}"  # process ids are unique 
 _TEMPORARY = re.compile(rf"\..+\.{_HOST}-(\d+)\.part")
 
 
-def nifti_bytes(values: np.ndarray, like: Path) -> bytes:
-    """A .nii.gz of (X, Y, Z) values on exactly the grid of the file `like`; no text of its header is kept."""
+def nifti_bytes(values: np.ndarray, like: Path, description: str = "") -> bytes:
+    """A .nii.gz of (X, Y, Z) values on exactly the grid of the file `like`; no text of its header is kept.
+
+    `description`, at most 79 ASCII characters, becomes its `descrip`.
+    """
     scan = nib.load(like)
     header = scan.header.copy()
     header.set_data_dtype(values.dtype)
@@ -30,6 +33,7 @@ def nifti_bytes(values: np.ndarray, like: Path) -> bytes:
     for text in ("descrip", "aux_file", "db_name", "intent_name"):  # may name a patient
         if text in header.keys():  # NIfTI-2 has no db_name
             header[text] = b""
+    header["descrip"] = description.encode()
     header["cal_min"], header["cal_max"], header["intent_code"] = 0, 0, 0
     return gzip.compress(type(scan)(values, scan.affine, header).to_bytes(), compresslevel=4, mtime=0)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.affines import apply_affine
 from scipy import ndimage
 
 NEIGHBOURS_26 = np.ones((3, 3, 3), dtype=bool)
@@ -155,24 +155,6 @@ class Lesion:
     probability: float | None
 
 
-@dataclass(frozen=True)
-class Site:
-    """A neighbourhood where a lesion is likely, whether or not any single voxel is.
-
-    centre_mm: its strongest voxel in world millimetres (RAS+).
-    radius_mm: radius of the neighbourhood.
-    probability: fraction of members that mark a voxel within the radius.
-    peak_probability: what the heatmap gives to the strongest voxel itself.
-    region: where the strongest voxel lies, None without a segmentation.
-    """
-
-    centre_mm: tuple[float, float, float]
-    radius_mm: float
-    probability: float
-    peak_probability: float
-    region: str | None
-
-
 def voxel_volume_mm3(affine: np.ndarray) -> float:
     """Volume of a voxel, in mm3, for any (4, 4) affine, oblique and sheared ones too."""
     return float(abs(np.linalg.det(np.asarray(affine)[:3, :3])))
@@ -199,41 +181,6 @@ def lesion_table(lesions: Volume, *, dseg: Volume | None = None, members: Volume
             )
         )
     return sorted(table, key=lambda lesion: (-(lesion.probability or 0), -lesion.volume_mm3))
-
-
-def likely_sites(
-    heatmap: Volume, members: Volume, *, dseg: Volume | None = None, limit: int = 10, radius_mm: float = 10.0
-) -> list[Site]:
-    """Up to `limit` sites, at least two radii apart, where the heatmap is highest, the most probable first.
-
-    A new lesion is rare, and members agree on a neighbourhood more often than on a voxel: so the maxima are those of
-    the heatmap smoothed by a Gaussian of half the radius. Maxima of the members' own agreement would be selected for
-    chance hits, and their fractions biased upwards. Sites where no member marks anything are left out.
-
-    Args:
-        heatmap: (H, W, S) in [0, 1].
-        members: marks (K, H, W, S), bool, on the same grid.
-        dseg: FreeSurfer labels on any grid of the same world.
-    """
-    sigma = radius_mm / 2 / voxel_sizes(heatmap.affine)
-    strength = ndimage.gaussian_filter(heatmap.values, sigma, mode="constant") * (heatmap.values > 0)
-    points_mm = apply_affine(heatmap.affine, np.argwhere(np.ones(strength.shape, bool))).reshape(*strength.shape, 3)
-    sites = []
-    while len(sites) < limit and strength.any():
-        strongest = np.unravel_index(strength.argmax(), strength.shape)
-        centre_mm = points_mm[strongest]
-        distance_mm = np.linalg.norm(points_mm - centre_mm, axis=-1)
-        sites.append(
-            Site(
-                centre_mm=tuple(centre_mm.tolist()),
-                radius_mm=radius_mm,
-                probability=fraction_marking(points_mm[distance_mm <= radius_mm], members),
-                peak_probability=float(heatmap.values[strongest]),
-                region=None if dseg is None else region_of(centre_mm[None], dseg),
-            )
-        )
-        strength[distance_mm <= 2 * radius_mm] = 0
-    return sorted((site for site in sites if site.probability), key=lambda site: -site.probability)
 
 
 def region_of(points_mm: np.ndarray, dseg: Volume) -> str | None:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bundle.lesions import LesionRule, Volume, fraction_marking, lesion_table, likely_sites, region_of, voxel_volume_mm3
+from bundle.lesions import LesionRule, Volume, fraction_marking, lesion_table, region_of, voxel_volume_mm3
 
 SLAB = np.diag([2.0, 2.0, 3.0, 1.0])
 
@@ -118,31 +118,3 @@ def test_the_table_puts_the_most_probable_first():
     labels = LesionRule().label(members.any(axis=0), SLAB)
     table = lesion_table(Volume(labels, SLAB), members=Volume(members, SLAB))
     assert [lesion.probability for lesion in table] == [1, 0.5]
-
-
-def test_likely_sites_gather_members_that_agree_on_a_place_but_not_on_a_voxel():
-    shape = (80, 10, 5)
-    members = np.stack([mask((x, 5, 2), shape=shape) for x in (10, 11, 12)] + [mask((60, 5, 2), shape=shape)])
-    first, second = likely_sites(Volume(members.mean(axis=0), SLAB), Volume(members, SLAB))
-    assert (first.probability, first.peak_probability, first.centre_mm) == (0.75, 0.25, (22, 10, 6))
-    assert (second.probability, second.centre_mm) == (0.25, (120, 10, 6))
-
-
-def test_likely_sites_lie_where_the_heatmap_says_and_members_tell_how_likely():
-    shape = (80, 10, 5)
-    heatmap = np.zeros(shape)
-    heatmap[10, 5, 2], heatmap[40, 5, 2], heatmap[70, 5, 2] = 0.05, 0.04, 0.03
-    members = np.stack([mask((68, 5, 2), shape=shape), mask((12, 5, 2), (66, 5, 2), (25, 5, 2), shape=shape)])
-    sites = likely_sites(Volume(heatmap, SLAB), Volume(members, SLAB))
-    found = [(site.centre_mm[0], site.probability, site.peak_probability) for site in sites]
-    assert found == [(140, 1, 0.03), (20, 0.5, 0.05)]
-
-
-def test_likely_sites_are_apart_limited_and_none_where_nothing_is_marked():
-    members = np.random.default_rng(0).random((4, 40, 40, 5)) > 0.99
-    sites = likely_sites(Volume(members.mean(axis=0), SLAB), Volume(members, SLAB), limit=6)
-    centres = np.array([site.centre_mm for site in sites])
-    distances = np.linalg.norm(centres[:, None] - centres[None], axis=-1)
-    assert len(sites) == 6 and distances[np.triu_indices(6, 1)].min() > 20
-    nothing = np.zeros((4, 10, 10, 5), bool)
-    assert likely_sites(Volume(np.full((10, 10, 5), 0.1), SLAB), Volume(nothing, SLAB)) == []

@@ -67,21 +67,22 @@ class CaseReader:
     Args:
         grid: the slab.
         rule: what counts as a lesion.
-        drop_visits: visits to treat as missing, see `bundle.data.transforms.LoadCased`.
+        drop_visits, visits: visits to treat as missing, and session labels, see `bundle.data.transforms.LoadCased`.
     """
 
     grid: SlabGrid
     rule: LesionRule
     drop_visits: tuple[str, ...] = ()
+    visits: Mapping[str, str] | None = None
 
     def __call__(self, item: Mapping[str, Any]) -> ObservedCase:
         """
         Raises:
             InputError: whatever is wrong with the scans.
         """
-        load = LoadCased(grid=self.grid, with_outcome=True, drop_visits=self.drop_visits)
+        load = LoadCased(grid=self.grid, with_outcome=True, drop_visits=self.drop_visits, visits=self.visits)
         data = load({"image": item["image"], "arm": item.get("arm")})
-        case = find_case(item["image"], arm=data["arm"])
+        case = find_case(item["image"], arm=data["arm"], visits=self.visits)
         image, affine = data["image"].as_tensor(), data["image"].affine.numpy()
         dseg = None
         if case.dseg is not None:
@@ -100,7 +101,7 @@ class CaseReader:
         Raises:
             InputError: there is no such patient, or the arm is not known.
         """
-        case = find_case(item["image"], arm=item.get("arm"))
+        case = find_case(item["image"], arm=item.get("arm"), visits=self.visits)
         return digest_of(case.id, fingerprint(case), case.arm)
 
 

@@ -14,6 +14,7 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from bundle.arms import CLASSES
 from bundle.diffusion.guidance import GuidedDenoiser
 from bundle.diffusion.predictions import Prediction
 from bundle.diffusion.samplers import AncestralSampler, DenoiseAt, DPMSolverPP2M
@@ -23,6 +24,8 @@ from bundle.errors import InputError
 from bundle.forecasters.base import SCORED_REGIONS, Forecast, Patient, Role, findings_of, key_of, plain
 from bundle.lesions import LesionRule, Placed
 from bundle.seeding import Streams, digest_of
+
+_BAR = "{l_bar}{bar}| {n:.1f}/{total:.0f} members [{elapsed}<{remaining}]"
 
 
 @dataclass(frozen=True)
@@ -181,20 +184,32 @@ class EnsembleInferer(Inferer):
         """(K, H, W, S) of one patient's image (1, 8, H, W, S)."""
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.settings.amp):
             denoise = self.denoise_given(network, image)
-        done, first, batch = [], 0, self.member_batch
-        with tqdm(total=self.settings.num_members, desc=case, unit="member", disable=not self.progress) as bar:
+        done, first, batch, steps = [], 0, self.member_batch, self.settings.num_steps
+        with tqdm(
+            desc=f"{case}, {CLASSES[int(image[0, -1].amax())]}: sampling",
+            total=self.settings.num_members * steps,  # a step of one member; shown as members
+            unit_scale=1 / steps,
+            bar_format=_BAR,
+            disable=not self.progress,
+        ) as bar:
+
+            def denoise_and_count(z_t: Tensor, logsnr: Tensor) -> Tensor:
+                x0 = denoise(z_t, logsnr)
+                bar.update(len(z_t))
+                return x0
+
             while first < self.settings.num_members:
                 members = range(first, min(first + batch, self.settings.num_members))
                 try:
                     streams = Streams.for_members(self.settings.seed, case, members)
-                    done.append(self.sample(denoise, outcome_shape(image), streams, image.device))
+                    done.append(self.sample(denoise_and_count, outcome_shape(image), streams, image.device))
                 except torch.OutOfMemoryError:
                     if batch == 1:
                         raise
                     batch = -(-batch // 2)
+                    bar.n = first * steps
                     continue
                 first = members.stop
-                bar.update(len(members))
         return torch.cat(done)
 
     def sample(self, denoise: DenoiseAt, shape: tuple[int, int, int], streams: Streams, device: torch.device) -> Tensor:
