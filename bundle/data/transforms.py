@@ -70,12 +70,14 @@ class LoadCased(MapTransform):
         plausibility: Plausibility | None = None,
     ) -> None:
         super().__init__(keys)
-        if not set(drop_visits) < {"w000", "w048"}:
-            raise ValueError(f"drop_visits may hold w000 or w048, not {drop_visits!r}")
+        if drop_visits and (not isinstance(drop_visits, (list, tuple, set)) or len(drop_visits) != 1):
+            raise InputError(f"drop_visits={drop_visits!r} is not a list of one visit", "correct --drop_visits")
+        if not set(map(str, drop_visits or ())) <= {"w000", "w048"}:
+            raise InputError(f"drop_visits={drop_visits!r} may hold w000 or w048", "correct --drop_visits")
         session_labels(visits)  # raises early
         self.grid = grid or SlabGrid()
         self.with_outcome = with_outcome
-        self.drop_visits = tuple(drop_visits)
+        self.drop_visits = tuple(drop_visits or ())
         self.visits = visits
         self.plausibility = plausibility or Plausibility()
 
