@@ -70,12 +70,12 @@ class LoadCased(MapTransform):
         plausibility: Plausibility | None = None,
     ) -> None:
         super().__init__(keys)
-        if not set(drop_visits) < {"w000", "w048"}:
+        if not isinstance(drop_visits, (list, tuple, set)) or not {*map(str, drop_visits)} < {"w000", "w048"}:
             raise InputError(f"drop_visits={drop_visits!r} is not a list of w000 or w048", "give e.g. \"['w048']\"")
         session_labels(visits)  # raises early
         self.grid = grid or SlabGrid()
         self.with_outcome = with_outcome
-        self.drop_visits = tuple(drop_visits)
+        self.drop_visits = tuple(drop_visits or ())
         self.visits = visits
         self.plausibility = plausibility or Plausibility()
 

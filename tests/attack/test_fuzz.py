@@ -153,7 +153,7 @@ VOXELS = (
     lambda rng, data: -data, lambda rng, data: data * 1e30, lambda rng, data: data * 1e-30,
     lambda rng, data: np.where(rng.random(data.shape) < 0.01, np.nan, data), lambda rng, data: data + np.inf,
     lambda rng, data: rng.normal(size=data.shape), lambda rng, data: (rng.random(data.shape) < 0.1) * 1.0,
-    lambda rng, data: np.flip(data, rng.integers(3)), lambda rng, data: np.roll(data, rng.integers(1, 9), rng.integers(3)),
+    lambda rng, data: np.flip(data, rng.integers(3)), lambda rng, data: np.roll(data, rng.integers(9), rng.integers(3)),
     lambda rng, data: data.transpose(rng.permutation(3)), lambda rng, data: np.stack([data, data], -1),
     lambda rng, data: data[..., None, None], lambda rng, data: data[:1], lambda rng, data: data[..., :2],
     lambda rng, data: data[:0], lambda rng, data: data.ravel(), lambda rng, data: data.astype(np.complex64),
@@ -333,9 +333,10 @@ def attack(data_set, forecast, number, folder):
     rng = np.random.default_rng((16, number))
     files, options = dict(data_set), {}
     changes = [CHANGES[number % len(CHANGES)], *rng.choice(CHANGES, rng.integers(0, 3))]
-    for change in changes:
-        if files:
-            change(rng, files, options)
+    with np.errstate(all="ignore"):
+        for change in changes:
+            if files:
+                change(rng, files, options)
     root = folder / "data"
     for name, content in files.items():
         try:
@@ -348,8 +349,7 @@ def attack(data_set, forecast, number, folder):
     try:
         with redirect_stderr(errors), time_limit(SECONDS), np.errstate(all="ignore"):
             warnings, written, refused = forecast(root, folder / "out", **options)
-    except (InputError, ValueError) as error:  # settings out of range are a ValueError of MONAI's components
-        assert input_error(error) or "drop_visits" in str(error), error
+    except InputError as error:
         warnings, written, refused = [], [], [str(error)]
     assert all("\n" not in line and len(line) < 2000 for line in (*refused, *warnings))
     assert all(line.startswith("warning: ") for line in errors.getvalue().splitlines())
