@@ -267,7 +267,8 @@ class Contestant:
             from scripts.peers import DiffusersEnsemble
 
             architecture = config["network_def"]
-            peer = DiffusersEnsemble(network, architecture, inferer.settings.num_steps, inferer.settings.amp, inferer.member_batch)
+            settings = inferer.settings
+            peer = DiffusersEnsemble(network, architecture, settings.num_steps, settings.amp, inferer.member_batch)
             self.unet, self.once = peer.unet, partial(peer, Condition.of(image).images, self.members)
 
     def seconds(self) -> float:

@@ -149,9 +149,16 @@ def denoising_errors(denoiser: SlabDenoiser, x0, condition: Condition, seed: int
 def member_dice(denoiser: SlabDenoiser, schedule, image, target, seed: int, num_members: int = 4) -> float:
     """Dice of members with their patient's outcome, mean over members and patients."""
     inferer = EnsembleInferer(
-        schedule, LogSNRUniformGrid(-12, 10), DPMSolverPP2M(), denoiser.prediction, denoiser.foreground_weight, num_members,
-        seed=seed, progress=False,
-    )  # fmt: skip
+        schedule,
+        LogSNRUniformGrid(-12, 10),
+        DPMSolverPP2M(),
+        denoiser.prediction,
+        denoiser.foreground_weight,
+        num_members,
+        reuse_within=0,
+        seed=seed,
+        progress=False,
+    )
     members = inferer(image, denoiser.network) > 0.5  # (B, K, H, W, S)
     truth = (target[:, -1:] > 0).expand_as(members)
     overlap = (members & truth).flatten(2).sum(2)

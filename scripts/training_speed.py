@@ -167,7 +167,8 @@ def step_memory(stage: str, micro_batch_size: int, checkpointing: bool, overlay:
         if stage != "stage 1":
             freeze_unet(network)
         optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad])
-        denoiser = SlabDenoiser(network, *(config.get_parsed_content(name) for name in ("prediction", "foreground_weight")))
+        prediction, weight = (config.get_parsed_content(name) for name in ("prediction", "foreground_weight"))
+        denoiser = SlabDenoiser(network, prediction, weight)
         z_t, logsnr = torch.zeros(micro_batch_size, 2 * slices, *plane), torch.zeros(micro_batch_size)
         condition = Condition.of(torch.zeros(micro_batch_size, 8, *plane, slices))
         for _ in range(2):  # gradients of the first pass are kept while the second adds to them

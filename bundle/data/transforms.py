@@ -75,7 +75,7 @@ class LoadCased(MapTransform):
         session_labels(visits)  # raises early
         self.grid = grid or SlabGrid()
         self.with_outcome = with_outcome
-        self.drop_visits = tuple(drop_visits or ())
+        self.drop_visits = tuple(drop_visits)
         self.visits = visits
         self.plausibility = plausibility or Plausibility()
 

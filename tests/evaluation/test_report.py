@@ -288,7 +288,9 @@ def command_line(tmp_path, trial, tiny_weights, weights_w000, output_dir):
     overlay.write_text(json.dumps({name: config[name] for name in ("network_def", "grid", "device")}))
     names = ("num_members", "num_steps", "split", "calibration_split", "compared_patients", "figure_members")
     paths = {"dataset_dir": trial, "weights": tiny_weights, "weights_w000": weights_w000, "output_dir": output_dir}
-    return [*(str(ROOT / "configs" / name) for name in EVALUATE), str(overlay)], {name: FEW[name] for name in names} | paths
+    return [*(str(ROOT / "configs" / name) for name in EVALUATE), str(overlay)], {
+        name: FEW[name] for name in names
+    } | paths
 
 
 def assert_same_tables(folder, other):

@@ -32,7 +32,10 @@ class Prior(nn.Module):
         return torch.cat([flair, torch.full_like(flair, self.half_log_odds) + 0 * x[:, -1:]], dim=1)
 
 
-def inferer(sampler=AncestralSampler(), **changes):
+ANCESTRAL = AncestralSampler()
+
+
+def inferer(sampler=ANCESTRAL, **changes):
     arguments = dict(num_members=4, num_steps=30, reuse_within=0.0, foreground_weight=1.0, amp=False, progress=False)
     prediction = ContrastwisePrediction((X0Prediction(), BinaryPrediction()))
     return EnsembleInferer(Cosine(10, -10), LogSNRUniformGrid(), sampler, prediction, **arguments | changes)

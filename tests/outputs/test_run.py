@@ -100,7 +100,9 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_batch(forecast, forecas
     assert contents(forecast(tmp_path, case=patient.id, member_batch=1)) == contents(forecast_of_one)
 
 
-def test_other_arms_and_guidance_give_other_maps_and_another_seed_does_not(forecast, forecast_of_one, patient, tmp_path):
+def test_other_arms_and_guidance_give_other_maps_and_another_seed_does_not(
+    forecast, forecast_of_one, patient, tmp_path
+):
     changes = {
         "seed": {"seed": 1},
         "arm": {"arm": "unknown"},
@@ -237,7 +239,9 @@ def test_a_forecast_returns_to_its_place_whatever_the_scans_grid(forecast, patie
 def test_a_preview_is_the_heatmap_alone_in_one_call_a_patient(configure, forecast_of_one, patient, tmp_path):
     config = configure(output_dir=str(tmp_path / "out"), case=patient.id)
     calls = []
-    config.get_parsed_content("network").unet.register_forward_pre_hook(lambda unet, inputs: calls.append(len(inputs[0])))
+    config.get_parsed_content("network").unet.register_forward_pre_hook(
+        lambda unet, inputs: calls.append(len(inputs[0]))
+    )
     config.get_parsed_content("preview")
     assert calls == [1]
     assert list(contents(tmp_path / "out")) == [f"{patient.id}/{patient.id}_desc-preview_probseg.nii.gz"]

@@ -71,7 +71,9 @@ def test_settings_are_plain_values_by_name_at_any_depth():
 def test_differences_are_named_and_sorted():
     loss = DenoisingLoss(InterpolatedCosine(64, 32, 64), MinSNR(floor=1.0), 1.0, (1.0, 1.0))
     changed = settings(loss=loss, learning_rate=1e-4, num_workers=2, seed=3)
-    adjusted, refused = compare_settings(settings(loss=DenoisingLoss(Cosine(), MinSNR(floor=0.0), 1.0, (1.0, 1.0))), changed)
+    adjusted, refused = compare_settings(
+        settings(loss=DenoisingLoss(Cosine(), MinSNR(floor=0.0), 1.0, (1.0, 1.0))), changed
+    )
     assert adjusted == ["learning_rate 0.0005 -> 0.0001", "num_workers 0 -> 2"]
     assert {"loss.schedule Cosine -> InterpolatedCosine", "loss.weighting.floor 0.0 -> 1.0", "seed 0 -> 3"} <= {
         *refused
