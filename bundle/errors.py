@@ -37,9 +37,7 @@ def report_in_one_line() -> None:
 
     def hook(kind, error, traceback):
         found = input_error(error)
-        if isinstance(error, KeyboardInterrupt):
-            print("interrupted", file=sys.stderr)
-        elif found is None:
+        if found is None:
             previous(kind, error, traceback)
         else:
             print(f"error: {found}", file=sys.stderr)
