@@ -20,6 +20,7 @@ from scipy.spatial import KDTree
 from bundle.arms import ARMS, CLASSES
 from bundle.data.bids import find_case
 from bundle.errors import input_error
+from bundle.forecasters.ensemble import SamplingSettings
 from bundle.outputs import writers
 from bundle.outputs.run import forecast_items
 from bundle.outputs.writers import arm_entity
@@ -93,19 +94,19 @@ def test_the_heatmap_lies_on_the_flair_and_in_the_brain(forecast_of_one, patient
 
 
 def test_the_report_says_how_it_was_made(forecast_of_one, patient, tiny_weights):
-    written_report = report(forecast_of_one, patient.id)
-    assert written_report["arm"] == CLASSES[patient.arm] != "unknown"
-    assert [written_report["sampling"][name] for name in ("num_members", "num_steps", "guidance_scale", "seed")] == [
+    made = report(forecast_of_one, patient.id)
+    assert made["arm"] == CLASSES[patient.arm] != "unknown"
+    assert [made["sampling"][name] for name in ("num_members", "num_steps", "guidance_scale", "seed")] == [
         3,
         2,
         1,
         0,
     ]
-    assert written_report["weights_sha256"] == hashlib.sha256(tiny_weights.read_bytes()).hexdigest()
-    histogram = {int(count): share for count, share in written_report["count"]["histogram"].items()}
+    assert made["weights_sha256"] == hashlib.sha256(tiny_weights.read_bytes()).hexdigest()
+    histogram = {int(count): share for count, share in made["count"]["histogram"].items()}
     assert sum(histogram.values()) == pytest.approx(1, abs=1e-3)
-    assert written_report["p_active"] == pytest.approx(1 - histogram[0])
-    assert written_report["count"]["mean"] == pytest.approx(sum(n * share for n, share in histogram.items()), abs=0.02)
+    assert made["p_active"] == pytest.approx(1 - histogram[0])
+    assert made["count"]["mean"] == pytest.approx(sum(n * share for n, share in histogram.items()), abs=0.02)
 
 
 def test_the_same_seed_gives_the_same_bytes_whatever_the_batch(forecast, forecast_of_one, patient, tmp_path):
@@ -194,6 +195,8 @@ def test_a_datalist_names_the_patients_and_their_arms(trial, tmp_path):
 
 class Recall(Inferer):
     """In place of the network: every member marks the lesions of w048, so that the forecast's place is known."""
+
+    settings = SamplingSettings(None, None, None, None, 1.0)
 
     def __call__(self, inputs, network):
         return (inputs[:, 6:7] + 1) / 2
@@ -298,13 +301,13 @@ def test_the_command_takes_every_setting_and_agrees_with_the_library(trial, tiny
     places = {"dataset_dir": trial, "output_dir": tmp_path / "command", "weights": tiny_weights}
     code, output = command(**FEW | places | settings)
     assert code == 0 and f"{patient.id}, placebo: sampling: 100%" in output, output[-2000:]
-    written_report = report(tmp_path / "command", patient.id)
-    assert (written_report["arm"], written_report["num_members"], written_report["sampling"]["num_steps"]) == (
+    made = report(tmp_path / "command", patient.id)
+    assert (made["arm"], made["num_members"], made["sampling"]["num_steps"]) == (
         "placebo",
         4,
         3,
     )
-    assert (written_report["sampling"]["guidance_scale"], written_report["sampling"]["seed"]) == (1.5, 7)
+    assert (made["sampling"]["guidance_scale"], made["sampling"]["seed"]) == (1.5, 7)
     assert contents(tmp_path / "command") == contents(forecast(tmp_path / "library", **settings))
 
 
@@ -368,7 +371,7 @@ def test_a_bad_case_and_a_full_disk_never_stop_the_cases_after_them(configure, t
 )
 def test_settings_out_of_range_are_one_line(configure, tmp_path, capsys, settings):
     with pytest.raises((Exception, SystemExit)) as error:
-        configure(output_dir=str(tmp_path / "out"), **settings).get_parsed_content("inference")
+        configure(output_dir=str(tmp_path / "out"), progress=False, **settings).get_parsed_content("inference")
     found = input_error(error.value)
     lines = str(found) if found else capsys.readouterr().err.strip().splitlines()[-1]
     assert found or (isinstance(error.value, SystemExit) and lines.startswith("error: "))
