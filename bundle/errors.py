@@ -1,5 +1,6 @@
 """Errors that a user can fix, printed as one line."""
 
+import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,16 +32,21 @@ def input_error(error: BaseException | None) -> InputError | None:
 def report_in_one_line() -> None:
     """From now on an `InputError` that ends the program prints one line instead of a traceback; exit code 1 stays.
 
-    Configs call this in `initialize`; programs that embed the bundle do not, and receive the exception itself.
+    So do Ctrl-C (exit code 130) and a full disk. Configs call this in `initialize`; programs that embed the bundle do
+    not, and receive the exception itself.
     """
     previous = sys.excepthook
 
     def hook(kind, error, traceback):
         found = input_error(error)
-        if found is None:
-            previous(kind, error, traceback)
-        else:
+        if found is not None:
             print(f"error: {found}", file=sys.stderr)
+        elif issubclass(kind, KeyboardInterrupt):
+            print("\nstopped; the same command continues with what is not finished yet", file=sys.stderr)
+        elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            print(f"error: {error.filename or 'output'}: {error.strerror}; make room and run again", file=sys.stderr)
+        else:
+            previous(kind, error, traceback)
 
     sys.excepthook = hook
 

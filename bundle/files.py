@@ -4,6 +4,7 @@ import gzip
 import os
 import platform
 import re
+import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -116,6 +117,25 @@ def _is_alive(process: int) -> bool:
     except OSError:  # it belongs to someone else
         return True
     return True
+
+
+def write_arrays(file: Path, key: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Store arrays as .npz under a key that says what they were made from; the file appears whole or not at all."""
+    with written_whole(file) as stream:
+        np.savez_compressed(stream, key=key, **arrays)
+
+
+def read_arrays(file: Path, key: str) -> dict[str, np.ndarray] | None:
+    """The arrays of `write_arrays`; None if there is no such file, or it is damaged or has another key."""
+    try:
+        with np.load(file) as content:
+            if str(content["key"]) == key:
+                return {name: content[name] for name in content.files if name != "key"}
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError):
+        pass  # what numpy raises depends on where the file is cut
+    except (zipfile.BadZipFile, zlib.error):
+        pass
+    return None
 
 
 def check_writable(folder: Path) -> None:

@@ -48,7 +48,11 @@ BLEND, BINARY = PreconditionedPrediction(), BinaryPrediction()
 TENFOLD = dict(weighting=MinSNR(floor=0.2), foreground_weight=10.0, contrast_weights=(1, 1))
 # name: network, prediction of FLAIR and NET2, loss
 VARIANTS = {
-    "shipped": (SHIPPED, (BLEND, BINARY), dict(weighting=MinSNR(floor=1), foreground_weight=1.0, contrast_weights=(1, 300))),
+    "shipped": (
+        SHIPPED,
+        (BLEND, BINARY),
+        dict(weighting=MinSNR(floor=1), foreground_weight=1.0, contrast_weights=(1, 300)),
+    ),
     "blend+binary": (WIDE, (BLEND, BINARY), TENFOLD),
     "x0+binary": (WIDE, (X0, BINARY), TENFOLD),
     "x0": (WIDE, (X0, X0), TENFOLD),
@@ -83,7 +87,9 @@ def run(
     with rows.open("a", newline="") as file:
         writer = csv.writer(file)
         if fresh:
-            writer.writerow(["variant", "measure", "logsnr", "value", "best_constant", "patients", "iterations", "spacing"])
+            writer.writerow(
+                ["variant", "measure", "logsnr", "value", "best_constant", "patients", "iterations", "spacing"]
+            )
         for name in variants.split("; ") if variants else VARIANTS:
             for row in measure(*VARIANTS[name], schedule, image, target, iterations, seed, name):
                 writer.writerow([name, *row, patients, iterations, spacing])
@@ -98,7 +104,7 @@ def measure(architecture, predictions, loss_settings, schedule, image, target, i
     denoiser = SlabDenoiser(network, ContrastwisePrediction(predictions), loss.foreground_weight)
     x0, condition = fold_slices(target), Condition.of(image)
     optimizer = torch.optim.AdamW(parameter_groups(network, local_learning_rate=4e-3), 5e-4)
-    lr_schedule = warmup_cosine(optimizer, 50, num_epochs=1, epoch_length=iterations)
+    lr_schedule = warmup_cosine(optimizer, 50, iterations)
     started = time.perf_counter()
     for iteration in trange(iterations, desc=name):
         with torch.autocast("cpu", torch.bfloat16):
@@ -118,8 +124,12 @@ def denoising_errors(denoiser: SlabDenoiser, x0, condition: Condition, seed: int
     """Mean square of x0's error by log-SNR: FLAIR, NET2 foreground, NET2 background."""
     flair, net2 = x0.chunk(2, dim=1)
     lesion = net2 > 0
-    share = lesion.float().mean()
-    constants = {"flair": flair.var(), "net2_foreground": (2 - 2 * share) ** 2, "net2_background": (2 * share) ** 2}
+    fraction = lesion.float().mean()
+    constants = {
+        "flair": flair.var(),
+        "net2_foreground": (2 - 2 * fraction) ** 2,
+        "net2_background": (2 * fraction) ** 2,
+    }
     for logsnr in LEVELS:
         level = torch.full((len(x0),), logsnr)
         alpha, sigma = alpha_sigma(torch.tensor(logsnr))
@@ -139,9 +149,16 @@ def denoising_errors(denoiser: SlabDenoiser, x0, condition: Condition, seed: int
 def member_dice(denoiser: SlabDenoiser, schedule, image, target, seed: int, num_members: int = 4) -> float:
     """Dice of members with their patient's outcome, mean over members and patients."""
     inferer = EnsembleInferer(
-        schedule, LogSNRUniformGrid(-12, 10), DPMSolverPP2M(), denoiser.prediction, denoiser.foreground_weight, num_members,
-        seed=seed, progress=False,
-    )  # fmt: skip
+        schedule,
+        LogSNRUniformGrid(-12, 10),
+        DPMSolverPP2M(),
+        denoiser.prediction,
+        denoiser.foreground_weight,
+        num_members,
+        reuse_within=0,
+        seed=seed,
+        progress=False,
+    )
     members = inferer(image, denoiser.network) > 0.5  # (B, K, H, W, S)
     truth = (target[:, -1:] > 0).expand_as(members)
     overlap = (members & truth).flatten(2).sum(2)

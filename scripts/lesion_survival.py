@@ -1,4 +1,4 @@
-"""How many true lesions survive the slab's grid, the way masks are marked on it, and the opening kernel (docs/grid.md)."""
+"""How many true lesions survive the slab's grid, the marking of masks on it, and the opening kernel."""
 
 from itertools import product
 

@@ -28,7 +28,7 @@ def run(repeats: int = 5, **settings: str) -> None:
 
 
 def first_call(**settings: str) -> dict:
-    """What a process of its own tells at its first network call: seconds by phase, packages that MONAI had not imported."""
+    """Of a process of its own, at its first network call: seconds by phase, packages that MONAI had not imported."""
     arguments = [item for name, value in settings.items() for item in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "scripts.startup", "--until-first-call", repr(time.time()), *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -134,6 +134,17 @@ def session_labels(visits: Mapping[str, str] | None = None) -> dict[str, str]:
     return sessions
 
 
+def fingerprint(case: Case) -> list[tuple[str, int, int]]:
+    """(name, bytes, modification time in ns) of each file of a patient; changes when one is replaced.
+
+    A simulated patient's truth is one of them.
+    """
+    files = [case.volumes[name] for name in sorted(case.volumes)] + [case.brain[visit] for visit in sorted(case.brain)]
+    files += [case.dseg] if case.dseg else []
+    files += sorted((case.dataset_dir / "derivatives" / "truth" / case.id).glob("*.json"))
+    return [(path.name, (state := path.stat()).st_size, state.st_mtime_ns) for path in files]
+
+
 def list_cases(dataset_dir: str | Path) -> list[str]:
     """Participant labels that have a folder, sorted.
 

@@ -70,8 +70,8 @@ class LoadCased(MapTransform):
         plausibility: Plausibility | None = None,
     ) -> None:
         super().__init__(keys)
-        if not set(drop_visits) < {"w000", "w048"}:
-            raise ValueError(f"drop_visits may hold w000 or w048, not {drop_visits!r}")
+        if not isinstance(drop_visits, (list, tuple, set)) or not {*map(str, drop_visits)} < {"w000", "w048"}:
+            raise InputError(f"drop_visits={drop_visits!r} is not a list of w000 or w048", "give e.g. \"['w048']\"")
         session_labels(visits)  # raises early
         self.grid = grid or SlabGrid()
         self.with_outcome = with_outcome

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.affines import apply_affine, voxel_sizes
 from nibabel.filebasedimages import ImageFileError
+from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 
 from bundle.errors import InputError
@@ -42,29 +43,29 @@ def read_volume(path: Path, case: str) -> Volume:
         InputError: unreadable, truncated, longer than its header says, not 3-D, too many voxels, colours or complex
             numbers, NaN or infinite voxels, or an affine that is no scan's.
     """
-    try:
-        image = nib.load(path)
-        shape, dtype = image.shape, image.get_data_dtype()
-    except _UNREADABLE as error:
-        raise _unreadable(path, case) from error
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) != 3 or min(shape) < 1:
-        raise InputError(f"shape {image.shape} is not a volume", "give one 3-D volume", case=case, file=path)
-    if math.prod(map(int, shape)) > _MAX_VOXELS:
-        problem = f"shape {shape} has more than {_MAX_VOXELS} voxels"
-        raise InputError(problem, "crop or resample it", case=case, file=path)
-    if dtype.kind not in "iuf":
-        raise InputError(f"voxels of type {dtype} are not numbers", "give one grey value a voxel", case=case, file=path)
-    affine = _checked_affine(image, path, case)
-    try:
+    # What is wrong is refused in one line, without the remarks of numpy and nibabel on it.
+    with np.errstate(all="ignore"), LoggingOutputSuppressor():
+        try:
+            image = nib.load(path)
+            shape, dtype = image.shape, image.get_data_dtype()
+        except _UNREADABLE as error:
+            raise _unreadable(path, case) from error
+        while len(shape) > 3 and shape[-1] == 1:
+            shape = shape[:-1]
+        if len(shape) != 3 or min(shape) < 1:
+            raise InputError(f"shape {image.shape} is not a volume", "give one 3-D volume", case=case, file=path)
+        if math.prod(map(int, shape)) > _MAX_VOXELS:
+            problem = f"shape {shape} has more than {_MAX_VOXELS} voxels"
+            raise InputError(problem, "crop or resample it", case=case, file=path)
+        if dtype.kind not in "iuf":
+            problem = f"voxels of type {dtype} are not numbers"
+            raise InputError(problem, "give one grey value a voxel", case=case, file=path)
+        affine = _checked_affine(image, path, case)
         _check_length(image, path, case)
-        with np.errstate(over="ignore", invalid="ignore"):  # what overflows float32 is refused below
+        try:
             values = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(shape)
-    except InputError:
-        raise
-    except _UNREADABLE as error:
-        raise _unreadable(path, case) from error
+        except _UNREADABLE as error:
+            raise _unreadable(path, case) from error
     if not np.isfinite(values).all():
         raise InputError("NaN or infinite voxels", "replace them", case=case, file=path)
     return Volume(values, affine, path)
@@ -138,19 +139,21 @@ def _checked_affine(image: SpatialImage, path: Path, case: str) -> np.ndarray:
 
 def _check_length(image: SpatialImage, path: Path, case: str) -> None:
     """Reads a compressed file to its end, which also verifies its checksum: nibabel stops at the last voxel."""
-    expected = image.dataobj.offset + math.prod(map(int, image.shape)) * image.get_data_dtype().itemsize
-    length = 0
-    if path.suffix == ".gz":
-        with gzip.open(path) as stream:
-            while (chunk := len(stream.read(_CHUNK))) and length <= expected:
-                length += chunk
-    else:
-        length = path.stat().st_size
+    try:
+        expected = image.dataobj.offset + math.prod(map(int, image.shape)) * image.get_data_dtype().itemsize
+        length = 0
+        if path.suffix == ".gz":
+            with gzip.open(path) as stream:
+                while (chunk := len(stream.read(_CHUNK))) and length <= expected:
+                    length += chunk
+        else:
+            length = path.stat().st_size
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(path, case) from error
     if length < expected:
         raise _unreadable(path, case)
     if length > expected:
-        problem = "more bytes than its header says"
-        raise InputError(problem, "copy or convert it again", case=case, file=path)
+        raise InputError("more bytes than its header says", "copy or convert it again", case=case, file=path)
 
 
 def _unreadable(path: Path, case: str) -> InputError:

@@ -1,7 +1,7 @@
 """The report of an evaluation: tables as CSV and JSON, figures as PNG and SVG, and one page that opens offline."""
 
 import base64
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -14,86 +14,117 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from bundle import __version__
-from bundle.evaluation.figures import spoken
+from bundle.evaluation.charts import display_name
+from bundle.evaluation.tables import DIFFERENCE
 from bundle.files import written_whole
 
-HEADINGS = {
+HEADINGS = {  # of each table: heading and explanation
     "regions": (
         "Where: regions with a new lesion",
-        "A region is forecast where its probability is at least one half. Each lesion belongs to the region that holds most of "
-        "its voxels, of the SynthSeg labels or of the data set's own.",
+        "A region is forecast where its probability is at least one half. Each lesion belongs to the region that "
+        "holds most of "
+        "its voxels, by SynthSeg's labels or the data set's own.",
     ),
     "activity": (
-        "Whether: activity",
-        "A patient is active who has at least one new or enlarging lesion at w096. AUC over all patients owes much to the "
-        "treatment alone; within arms it does not.",
+        "Who: active patients",
+        "A patient is active who has at least one new or enlarging lesion at w096. AUC over all patients owes much to "
+        "the "
+        "treatment alone; AUC within arms does not.",
     ),
     "log_count": (
         "How many: log count",
-        "Natural logarithm of 1 + count: the count can be 0, whose logarithm is not defined. Each forecaster gives its mean of that "
-        "logarithm, where it has a distribution, which is the number with the least expected squared error.",
+        "Natural logarithm of 1 + count: the count can be 0, whose logarithm is not defined. Each forecaster states "
+        "its mean of "
+        "that logarithm, which minimises the expected squared error.",
     ),
     "detection": (
-        "Which voxels and lesions",
-        "Lesions of the consensus (voxels that at least half of the ensemble marks) against those of the truth, both of at least "
-        "3 mm3. A lesion is found if the other map's lesions cover more than 10 % of it, and those that make up 65 % of the overlap "
-        "lie outside with at most 70 % of their voxels (MSSEG). Voxel scores are over the brain within the slab; the model's are those of "
-        "its one-call heatmap.",
+        "Who and where: lesions and voxels",
+        "Lesions of the consensus (voxels that at least half of the ensemble marks) against those of the outcome, "
+        "both of at "
+        "least 3 mm3. A lesion is found if the other map's lesions cover more than 10 % of it, and those that make up "
+        "65 % of "
+        "the overlap lie outside with at most 70 % of their voxels (MSSEG). Voxel scores are over the brain within "
+        "the slab; "
+        "those of the model are of its one-call heatmap.",
     ),
     "calibration": (
-        "Can the probabilities be believed",
-        "Calibration errors are means of |said - came| over bins, ten of P(active), 21 of the heatmap; small samples alone make them "
-        "larger than 0. \"Recalibrated\" is P(active) after a logistic regression on its log-odds, fitted on the validation split.",
+        "How sure: calibration",
+        "Expected calibration error: mean of |observed - forecast| over bins, ten of P(active), 21 of the heatmap; it "
+        "is "
+        'larger than 0 in small samples even of a calibrated forecast. "Recalibrated" is P(active) after a logistic '
+        "regression on its log-odds, fitted on the validation split.",
     ),
     "counts": (
         "How sure: distribution of the count",
-        "CRPS is the mean area between forecast and true distribution function, in lesions: of one certain number it is the absolute error. "
-        "Intervals hold the middle 80 and 95 % of the forecast distribution, ends included; counts are whole, so that even the best "
-        "forecast covers more.",
+        "CRPS is the integrated squared difference between forecast and observed distribution function, in lesions; "
+        "of a "
+        "single number it is the absolute error. Intervals hold the central 80 and 95 % of the forecast distribution, "
+        "ends "
+        "included; counts are integers, so that even the best forecast covers more.",
     ),
     "counterfactual": (
         "What if: effects of treatments",
-        "Forecast from pre-treatment scans alone, under each treatment, against the lesions that the simulated patient would have had. "
-        "PEHE is the root mean squared error of a patient's own difference between two arms. Policy values are mean true counts: of "
-        "choosing for each patient the arm with the least expected count, and, \"few\", of giving ocrelizumab to the quarter that would gain "
-        "most by the forecast and interferon beta-1a to the others. Fewer is better.",
+        "Forecast from pre-treatment scans alone, under each treatment, against the lesions that the simulated "
+        "patient would "
+        "have had. ATE: mean difference in count between two arms. PEHE: root mean squared error of a patient's own "
+        "difference. Policy value: mean true count if each patient gets the arm with the lowest expected count; "
+        "limited: if "
+        "ocrelizumab goes to the quarter with the greatest forecast gain and interferon beta-1a to the others. Lower "
+        "is better.",
     ),
     "members": (
         "How many members are enough",
-        "The first members of each ensemble alone, all patients; their voxel Brier score is that of the share of members. The line is where a figure has settled: from there on it stays within a "
-        "tenth of its interval's width of its last value.",
+        "The first members of each ensemble alone, all patients; the voxel Brier score is that of the fraction of "
+        "members. "
+        "Dotted line: the metric has converged, that is, from there on it stays within a tenth of its interval's "
+        "width of its "
+        "last value.",
     ),
 }
 CAPTIONS = {
-    "gap_closed": "The way from the population (0) to the best possible forecast (1), all patients.",
-    "roc_pr": "Receiver operating characteristic and precision-recall of P(active).",
-    "counts": "Forecast and true number of new lesions, patient by patient.",
-    "reliability": "Said and came: P(active) with 95 % intervals, and the heatmap.",
-    "members": "Three members of the ensemble beside what came.",
-    "heatmap": "Heatmaps; the line is the outline of what came. Members drawn without end would agree on the lower one.",
+    "gap_closed": "Fraction of the gap between the population (0) and the best possible forecast (1) that is closed, "
+    "all patients.",
+    "roc_pr": "Receiver operating characteristic and precision-recall curve of P(active).",
+    "counts": "Forecast and observed number of new lesions, one point a patient.",
+    "reliability": "Observed against forecast frequency: P(active) with 95 % intervals over patients, and voxels of "
+    "the heatmap.",
+    "members": "Three members of the ensemble beside the outcome.",
+    "heatmap": "Heatmaps with the outline of the outcome. The one-call heatmap estimates the mean of infinitely many "
+    "members "
+    "without drawing any; it does not depend on random numbers.",
     "arms": "One patient under each treatment, with the same noise.",
-    "convergence": "Figures of merit over the size of the ensemble.",
+    "convergence": "Metrics over the size of the ensemble.",
 }
-DIFFERENCE = " - best baseline"  # ends the names of rows that tell one
-MOST_COLUMNS = 8  # that a page is wide enough for
+FIGURES = {  # by table
+    "activity": ("roc_pr",),
+    "log_count": ("counts",),
+    "calibration": ("reliability",),
+    "members": ("convergence",),
+    "detection": ("members", "heatmap"),
+    "counterfactual": ("arms",),
+}
+COMPARED = " - best baseline"  # ends the names of rows that state a difference
+MAX_COLUMNS = 8  # that fit on the page
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that an evaluation found.
+    """The results of an evaluation.
 
     Attributes:
         tables: long tables by name.
         figures: by name.
         facts: a sentence on what was evaluated.
+        notes: sentences on what is missing, shown at the top.
     """
 
     tables: Mapping[str, pd.DataFrame]
     figures: Mapping[str, Figure]
     facts: str
+    notes: Sequence[str] = ()
 
     def write(self, output_dir: str | Path) -> Path:
-        """Writes tables/*.csv, tables/*.json, figures/*.png, figures/*.svg and report.html; returns the last one's path."""
+        """Write tables/*.csv, tables/*.json, figures/*.png, figures/*.svg and report.html; returns the page's path."""
         root = Path(output_dir)
         pictures = {}
         for name, table in self.tables.items():
@@ -112,12 +143,8 @@ class Report:
     def html(self, pictures: Mapping[str, bytes]) -> str:
         """The page, with the PNG of each figure inside."""
         sections = []
-        of_section = {
-            "activity": ("roc_pr",), "log_count": ("counts",), "calibration": ("reliability",), "members": ("convergence",),
-            "detection": ("members", "heatmap"), "counterfactual": ("arms",),
-        }  # fmt: skip
         for name, (heading, note) in HEADINGS.items():
-            shown = [figure for figure in of_section.get(name, ()) if figure in pictures]
+            shown = [figure for figure in FIGURES.get(name, ()) if figure in pictures]
             tables = [] if name not in self.tables or name == "members" else list(_pivots(self.tables[name]))
             if shown or tables:
                 sections.append({"name": name, "heading": heading, "note": note, "figures": shown, "tables": tables})
@@ -127,12 +154,20 @@ class Report:
                 return Markup("")
             data = base64.b64encode(pictures[name]).decode()
             caption = CAPTIONS[name]
-            return Markup(f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>')
+            image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
+            return Markup(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
 
-        return Environment(loader=PackageLoader("bundle.evaluation"), autoescape=True).get_template("report.html").render(
-            title="Evaluation of NET2 forecasts", facts=self.facts, sections=sections, leading=("gap_closed",), figure=figure,
-            provenance=f"ms-net2-forecast {__version__}", difference=DIFFERENCE,
-        )  # fmt: skip
+        environment = Environment(loader=PackageLoader("bundle.evaluation"), autoescape=True)
+        return environment.get_template("report.html").render(
+            title="Evaluation of NET2 forecasts",
+            facts=self.facts,
+            notes=self.notes,
+            sections=sections,
+            leading=("gap_closed",),
+            figure=figure,
+            provenance=f"ms-net2-forecast {__version__}",
+            compared=COMPARED,
+        )
 
 
 def _write(file: Path, content: bytes) -> None:
@@ -141,23 +176,24 @@ def _write(file: Path, content: bytes) -> None:
 
 
 def _pivots(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Each metric of a long table with its cells, a row a forecaster and a column an arm; the other way round if they are many."""
+    """Cells of each metric, a row for each forecaster and a column for each arm; transposed if there are many arms."""
     for metric, rows in table.groupby("metric", sort=False):
         cells: dict[str, dict[str, str]] = {}
         for row in rows.itertuples():
-            column = f"{spoken(row.arm)} (n={row.n})"
-            name, minus, baseline = row.forecaster.partition(" - ")
-            name = spoken(name) + (DIFFERENCE if minus else "")
-            cells.setdefault(column, {})[name] = _cell(row, f"to {spoken(baseline)}: " if minus else "")
+            column = f"{display_name(row.arm)} (n={row.n})"
+            name, _, baseline = row.forecaster.partition(" - ")
+            compared = row.role == DIFFERENCE
+            label = display_name(name) + (COMPARED if compared else "")
+            cells.setdefault(column, {})[label] = _cell(row, f"vs {display_name(baseline)}: " if compared else "")
         pivot = pd.DataFrame(cells).fillna("–")
-        pivot = pivot.loc[sorted(pivot.index, key=lambda name: name.endswith(DIFFERENCE))]
-        yield metric, pivot.T if len(cells) > MOST_COLUMNS else pivot
+        pivot = pivot.loc[sorted(pivot.index, key=lambda name: name.endswith(COMPARED))]
+        yield metric, pivot.T if len(cells) > MAX_COLUMNS else pivot
 
 
 def _cell(row: Any, before: str = "") -> str:
     if not np.isfinite(row.value):
         return "–"
-    # Beside a ceiling close to the floor a perfect or a very bad forecast has a share that says nothing.
-    told = np.isfinite(row.gap_closed) and abs(row.gap_closed) < 10
-    gap = Markup(f" <b>{round(row.gap_closed, 2) + 0.0:.0%}</b>") if told else ""  # never -0
+    # Where the gap is narrow, the fraction closed by a perfect or very bad forecast is meaningless.
+    shown = np.isfinite(row.gap_closed) and abs(row.gap_closed) < 10
+    gap = Markup(f" <b>{round(row.gap_closed, 2) + 0.0:.0%}</b>") if shown else ""  # never -0
     return Markup(f"{row.value:.3g}") + gap + Markup(f"<small>{before}{row.ci_low:.3g} to {row.ci_high:.3g}</small>")

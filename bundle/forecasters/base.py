@@ -1,17 +1,42 @@
-"""What every forecaster says of a patient, be it the model, a baseline or the oracle: one form, scored in one way."""
+"""What every forecaster states about a patient, be it the model, a baseline or the oracle: one form, scored in one way.
 
+A new forecaster is one class with the attributes of `Forecaster` and one line in the registry of configs/evaluate.json.
+"""
+
+import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
+from nibabel.affines import apply_affine
 
 from bundle.data.bids import CONDITION
-from bundle.lesions import LesionRule, Placed, region_of
+from bundle.lesions import LesionRule, Placed, region_of, voxel_volume_mm3
 
 SCORED_REGIONS = ("cerebral white matter", "cortex")  # Favero et al. 2025, table 2
+MAX_COUNT = 256  # the last entry of a count distribution means "this many or more"
+
+
+class Role(str, Enum):
+    """What a forecaster is compared as. Tables and charts treat forecasters by role, never by name.
+
+    FLOOR: knows the arm and the population only; 0 on the scale of the gap closed.
+    BASELINE: must be beaten by a model; the best one of each metric is compared with the models in pairs.
+    MODEL: what is evaluated.
+    CEILING: the best possible forecast; 1 on the scale of the gap closed.
+    OUTCOME: the observed outcome as a forecast, which has the perfect value of every metric; not drawn in charts.
+    """
+
+    FLOOR = "floor"
+    BASELINE = "baseline"
+    MODEL = "model"
+    CEILING = "ceiling"
+    OUTCOME = "outcome"
 
 
 @dataclass(frozen=True)
@@ -43,11 +68,11 @@ class Patient:
 
 @dataclass(frozen=True)
 class Findings:
-    """What is counted of one map of lesions, in truth and in a member alike.
+    """Lesions counted on one lesion map, by the same rule for the outcome and for each ensemble member.
 
     Attributes:
-        count: lesions.
-        volume_ml: their volume.
+        count: number of lesions.
+        volume_ml: their total volume.
         presence: by region of `SCORED_REGIONS`, whether a lesion lies mostly there; empty without a segmentation.
     """
 
@@ -58,15 +83,15 @@ class Findings:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is forecast of one patient.
+    """Forecast of one patient.
 
     Attributes:
-        p_active: probability of at least one lesion.
-        counts, probabilities: (M,), the distribution of the lesion count; any numbers, they need not be whole.
-        presence: by region of `SCORED_REGIONS`, the probability of a lesion there; empty where nothing is said of it.
-        heatmap: (H, W, S) float32, probability of each voxel to lie in a lesion; None where nothing is said of it.
+        p_active: probability of at least one lesion; NaN if not forecast.
+        counts, probabilities: (M,), distribution of the lesion count; the counts need not be integers.
+        presence: by region of `SCORED_REGIONS`, the probability of a lesion there; empty if not forecast.
+        heatmap: (H, W, S) float32, probability of each voxel to lie in a lesion; None if not forecast.
         members: (K, H, W, S) bool, the lesions of each member, if the forecast is an ensemble.
-        member_counts: (K,) how many each member has.
+        member_counts: (K,) number of lesions of each member.
     """
 
     p_active: float
@@ -84,20 +109,74 @@ class Forecast:
 
     @cached_property
     def expected_log_count(self) -> float:
-        """Mean of log(1 + count): of all numbers the one with the least mean squared error of the log count."""
+        """Mean of log(1 + count): the point forecast that minimises the mean squared error of the log count."""
         return float(self.probabilities @ np.log1p(self.counts))
 
 
 class Forecaster(Protocol):
-    """Forecasts a patient: one forecast, or several equally good guesses, each of which is scored.
+    """Forecasts a patient: one forecast, or several draws of equal weight, whose scores are averaged.
 
     Attributes:
-        key: names all that its forecasts depend on beside the patient, so that kept scores are used for no other.
+        role: what it is compared as.
+        num_members: size of its ensembles; None if it states distributions without drawing members.
+        key: identifies everything its forecasts depend on besides the patient (see `key_of`), so that stored scores
+            are never used for another forecaster.
     """
 
+    role: Role
+    num_members: int | None
     key: str
 
     def __call__(self, patient: Patient) -> Sequence[Forecast]: ...
+
+
+class EnsembleForecaster(Forecaster, Protocol):
+    """A forecaster whose `num_members` is not None."""
+
+    def with_members(self, num_members: int) -> "EnsembleForecaster":
+        """The same forecaster with ensembles of another size; the members that both draw are the same."""
+
+
+def ensembles(forecasters: Mapping[str, Forecaster]) -> dict[str, EnsembleForecaster]:
+    """The forecasters that draw members, by name."""
+    return {name: cast(EnsembleForecaster, f) for name, f in forecasters.items() if f.num_members is not None}
+
+
+def key_of(*names: str, **settings: Any) -> str:
+    """Text that is equal for equal settings and different for different ones, to be used in cache keys.
+
+    Args:
+        names: of what is identified.
+        settings: see `plain`.
+
+    Raises:
+        TypeError: as `plain`.
+    """
+    return json.dumps([*names, plain(settings)], sort_keys=True)
+
+
+def plain(value: Any) -> Any:
+    """A setting in plain JSON types: a dataclass becomes its type's name and its fields, an infinite number its name.
+
+    Args:
+        value: number, text, None, a dataclass, or sequences and mappings of these.
+
+    Raises:
+        TypeError: any other object: its `repr` may hold an address, or leave something out.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"type": type(value).__name__} | {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    raise TypeError(f"{type(value).__name__} cannot stand in a cache key: use a dataclass")
 
 
 def findings_of(mask: np.ndarray, affine: np.ndarray, rule: LesionRule, dseg: Placed | None = None) -> Findings:
@@ -106,10 +185,7 @@ def findings_of(mask: np.ndarray, affine: np.ndarray, rule: LesionRule, dseg: Pl
     count = int(labels.max(initial=0))
     presence = {}
     if dseg is not None:
-        regions = {region_of(_points_mm(labels == label, affine), dseg) for label in range(1, count + 1)}
+        lesions = (apply_affine(affine, np.argwhere(labels == label)) for label in range(1, count + 1))
+        regions = {region_of(points_mm, dseg) for points_mm in lesions}
         presence = {region: region in regions for region in SCORED_REGIONS}
-    return Findings(count, rule.volume_ml(mask, affine), presence)
-
-
-def _points_mm(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    return np.argwhere(mask) @ affine[:3, :3].T + affine[:3, 3]
+    return Findings(count, float(np.count_nonzero(labels) * voxel_volume_mm3(affine) / 1000), presence)

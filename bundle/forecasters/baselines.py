@@ -1,13 +1,14 @@
-"""Forecasters that every model must beat: from "nothing will happen" to what a statistician would fit.
+"""Forecasters that every model must beat: from "no new lesions" to the regression a statistician would fit.
 
-Each is called with a patient and returns its forecasts, like the model (`bundle.forecasters.base.Forecaster`). Those that have
-to be fitted take the `Cohort` of the training split.
+All follow the protocol of the model (`bundle.forecasters.base.Forecaster`). Those that have to be fitted take the
+`Cohort` of the training split.
 """
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property, partial
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 from scipy import ndimage
 from scipy.optimize import minimize_scalar
 from scipy.stats import nbinom
@@ -18,83 +19,95 @@ from sklearn.preprocessing import StandardScaler
 from statsmodels.genmod import families
 from statsmodels.genmod.generalized_linear_model import GLM, GLMResultsWrapper
 
-from bundle.forecasters.base import SCORED_REGIONS, Forecast, Patient, findings_of
+from bundle.forecasters.base import MAX_COUNT, SCORED_REGIONS, Forecast, Patient, Role, findings_of, key_of
 from bundle.forecasters.cohort import MASKS, Cohort, count_masks
 from bundle.lesions import LesionRule
 from bundle.seeding import seed_of
 
-MAX_COUNT = 256  # the last entry of a count distribution means "this many or more"
-
 
 class NoNewLesions:
-    """Nobody will have a new lesion."""
+    """No patient has a new lesion."""
 
-    key = "no new lesions"
+    role, num_members = Role.BASELINE, None
+    key = key_of("no new lesions")
 
     def __call__(self, patient: Patient) -> Sequence[Forecast]:
-        nowhere = np.zeros(patient.brain.shape, np.float32)
-        return [Forecast(0.0, np.zeros(1), np.ones(1), dict.fromkeys(SCORED_REGIONS, 0.0), nowhere)]
+        empty = np.zeros(patient.brain.shape, np.float32)
+        return [Forecast(0.0, np.zeros(1), np.ones(1), dict.fromkeys(SCORED_REGIONS, 0.0), empty)]
 
 
 class Persistence:
-    """The second year will be as the first: the new lesions of w048 again, as many and in the same places.
+    """The second year repeats the first: as many new lesions as at w048, at the same voxels.
 
     Args:
         rule: what counts as a lesion.
     """
 
+    role, num_members = Role.BASELINE, None
+
     def __init__(self, rule: LesionRule) -> None:
         self.rule = rule
-        self.key = f"persistence, {rule}"
+        self.key = key_of("persistence", rule=rule)
 
     def __call__(self, patient: Patient) -> Sequence[Forecast]:
         mask = patient.volume("net2_w048") > 0
         found = findings_of(mask, patient.affine, self.rule, patient.dseg)
-        presence = {region: float(there) for region, there in found.presence.items()}
-        return [Forecast(float(found.count > 0), np.array([found.count]), np.ones(1), presence, mask.astype(np.float32))]
+        presence = {region: float(present) for region, present in found.presence.items()}
+        return [
+            Forecast(float(found.count > 0), np.array([found.count]), np.ones(1), presence, mask.astype(np.float32))
+        ]
 
 
 class Population:
-    """Monte Carlo over the population: in each run a patient gets the outcome of a random training patient of the arm.
+    """Monte Carlo baseline of the paper: each run draws the outcome of a random training patient of the same arm.
 
     Args:
         cohort: of the training split.
-        runs: guesses a patient, each of which is scored; scores are then averaged over runs.
+        runs: draws per patient, each of which is scored; scores are then averaged over runs.
         seed: of the draws.
 
     References:
         Favero et al. 2025, section 3 (100 runs).
     """
 
+    role, num_members = Role.FLOOR, None
+
     def __init__(self, cohort: Cohort, runs: int = 100, seed: int = 0) -> None:
         self.cohort, self.runs, self.seed = cohort, runs, seed
-        self.key = f"population, {runs} runs, seed {seed}, {cohort.key}"
+        self.key = key_of("population", cohort.key, runs=runs, seed=seed)
 
     def __call__(self, patient: Patient) -> Sequence[Forecast]:
         records = self.cohort.of_arm(patient.arm)
-        drawn = np.random.default_rng(seed_of("population", self.seed, patient.case)).integers(len(records), size=self.runs)
+        drawn = np.random.default_rng(seed_of("population", self.seed, patient.case)).integers(
+            len(records), size=self.runs
+        )
         outcomes = [records[index].outcome for index in drawn]
         return [
             Forecast(
                 float(outcome.count > 0),
                 np.array([outcome.count]),
                 np.ones(1),
-                {region: float(there) for region, there in outcome.presence.items()},
+                {region: float(present) for region, present in outcome.presence.items()},
             )
             for outcome in outcomes
         ]
 
 
 class AverageCount:
-    """The mean lesion count of the arm's training patients; says nothing of activity and places.
+    """The mean lesion count of the arm's training patients; forecasts neither activity nor location.
 
     Args:
         cohort: of the training split.
+
+    References:
+        Favero et al. 2025, table 4.
     """
+
+    role, num_members = Role.BASELINE, None
 
     def __init__(self, cohort: Cohort) -> None:
         self.cohort = cohort
-        self.key = f"average count, {cohort.key}"
+        self.key = key_of("average count", cohort.key)
 
     def __call__(self, patient: Patient) -> Sequence[Forecast]:
         mean = np.mean([record.outcome.count for record in self.cohort.of_arm(patient.arm)])
@@ -102,19 +115,21 @@ class AverageCount:
 
 
 class FrequencyMap:
-    """Shares of the arm's training patients, and where their lesions lay: the population as honest probabilities.
+    """The population as probabilities: count distribution, active fraction and frequency map of the training split.
 
-    The map is that of all training patients, smoothed, and scaled to the arm's mean lesion volume; patients' slabs lie
-    around their brains, and are taken as aligned by that.
+    Counts and activity are those of the patient's arm. The map is that of all training patients, smoothed, and scaled
+    to the arm's mean lesion volume; slabs are centred on the brain, which is all that aligns the patients.
 
     Args:
         cohort: of the training split.
         smoothing_mm: standard deviation of the Gaussian over the map.
     """
 
+    role, num_members = Role.FLOOR, None
+
     def __init__(self, cohort: Cohort, smoothing_mm: float = 4.0) -> None:
         self.cohort, self.smoothing_mm = cohort, smoothing_mm
-        self.key = f"frequency map, {smoothing_mm} mm, {cohort.key}"
+        self.key = key_of("frequency map", cohort.key, smoothing_mm=smoothing_mm)
 
     def __call__(self, patient: Patient) -> Sequence[Forecast]:
         outcomes = [record.outcome for record in self.cohort.of_arm(patient.arm)]
@@ -124,34 +139,40 @@ class FrequencyMap:
             for region in SCORED_REGIONS
             if all(region in outcome.presence for outcome in outcomes)
         }
-        share_active = float(np.mean([outcome.count > 0 for outcome in outcomes]))
+        fraction_active = float(np.mean([outcome.count > 0 for outcome in outcomes]))
         heatmap = self.map_of(patient, np.mean([outcome.volume_ml for outcome in outcomes]))
-        return [Forecast(share_active, counts, times / len(outcomes), presence, heatmap)]
+        return [Forecast(fraction_active, counts, times / len(outcomes), presence, heatmap)]
 
     def map_of(self, patient: Patient, volume_ml: float) -> np.ndarray:
-        """(H, W, S) float32, expected to hold `volume_ml`, none of it outside the brain."""
-        spacing_mm = np.linalg.norm(patient.affine[:3, :3], axis=0)
-        density = ndimage.gaussian_filter(self.cohort.frequency, self.smoothing_mm / spacing_mm, mode="constant") * patient.brain
+        """(H, W, S) float32 probabilities that add up to `volume_ml`, 0 outside the brain."""
+        spacing_mm = voxel_sizes(patient.affine)
+        density = (
+            ndimage.gaussian_filter(self.cohort.frequency, self.smoothing_mm / spacing_mm, mode="constant")
+            * patient.brain
+        )
         voxels = volume_ml * 1000 / np.prod(spacing_mm)
         return np.clip(density * (voxels / max(density.sum(), 1e-12)), 0, 1).astype(np.float32)
 
 
 class Regression:
-    """What a statistician would fit to lesion counts and arm: logistic for presence, negative binomial for the count.
+    """Regressions on lesion counts and arm: logistic for activity and regions, negative binomial for the count.
 
-    Features are log(1 + lesions) of each mask, the training mean where it is unknown, and the arm. Places are those of
-    `FrequencyMap`, scaled to the expected count.
+    Features are log(1 + lesions) of each mask, the training mean where it is unknown, and the arm. The heatmap is that
+    of `FrequencyMap`, scaled to the expected count.
 
     Args:
         cohort: of the training split.
         rule: what counts as a lesion.
-        masks: those that may be used, of `bundle.forecasters.cohort.MASKS`; without w048's for a forecast from w000 alone.
+        masks: those that may be used, of `bundle.forecasters.cohort.MASKS`; without w048's for a forecast from w000
+            alone.
     """
+
+    role, num_members = Role.BASELINE, None
 
     def __init__(self, cohort: Cohort, rule: LesionRule, masks: Sequence[str] = MASKS) -> None:
         self.cohort, self.rule, self.masks = cohort, rule, tuple(masks)
-        self.places = FrequencyMap(cohort)
-        self.key = f"regression on {self.masks}, {rule}, {cohort.key}"
+        self.frequency = FrequencyMap(cohort)
+        self.key = key_of("regression", cohort.key, self.frequency.key, masks=self.masks, rule=rule)
 
     def __call__(self, patient: Patient) -> Sequence[Forecast]:
         x = self._features([(patient.arm, count_masks(patient.image.numpy(), patient.affine, self.rule))])
@@ -166,7 +187,7 @@ class Regression:
                 counts,
                 probabilities,
                 {region: self._probability(region, x) for region in self._regions},
-                self.places.map_of(patient, volume_ml),
+                self.frequency.map_of(patient, volume_ml),
             )
         ]
 
@@ -180,9 +201,11 @@ class Regression:
 
     @cached_property
     def _presence_models(self) -> dict[str, Pipeline | float]:
-        """By what is forecast; a number where all training patients are alike."""
+        """By outcome; a constant where it is the same in all training patients."""
         outcomes = [record.outcome for record in self.cohort.records]
-        targets = {"active": [o.count > 0 for o in outcomes]} | {r: [o.presence[r] for o in outcomes] for r in self._regions}
+        targets = {"active": [o.count > 0 for o in outcomes]} | {
+            r: [o.presence[r] for o in outcomes] for r in self._regions
+        }
         return {
             name: make_pipeline(StandardScaler(), LogisticRegression()).fit(self._training, target)
             if 0 < sum(target) < len(target)
@@ -199,18 +222,16 @@ class Regression:
 
     @cached_property
     def _count_model(self) -> tuple[GLMResultsWrapper, float]:
-        """Maximum likelihood of coefficients and size in turn, which holds where fitting both at once runs away."""
-        design, size = self._design(self._training), 1.0
+        """Coefficients and size by maximum likelihood in turn, which converges where fitting both at once diverges."""
+        design, counts, size = self._design(self._training), self.cohort.counts, 1.0
         for _ in range(10):
-            model = GLM(self.cohort.counts, design, family=families.NegativeBinomial(alpha=1 / size)).fit()
-            mean = model.fittedvalues
-            log_size = minimize_scalar(lambda s: -nbinom.logpmf(self.cohort.counts, np.exp(s), 1 / (1 + mean / np.exp(s))).sum(),
-                                       bounds=(-5, 5), method="bounded").x  # fmt: skip
-            size = float(np.exp(log_size))
+            model = GLM(counts, design, family=families.NegativeBinomial(alpha=1 / size)).fit()
+            loss = partial(_negative_binomial_loss, counts, model.fittedvalues)
+            size = float(np.exp(minimize_scalar(loss, bounds=(-5, 5), method="bounded").x))
         return model, size
 
     def _design(self, x: np.ndarray) -> np.ndarray:
-        """One, and the features without those that others tell (an arm, a mask that is always empty): full rank."""
+        """Intercept and principal components of the features, of full rank: one arm and empty masks are redundant."""
         return np.column_stack([np.ones(len(x)), self._independent.transform(x)])
 
     @cached_property
@@ -227,16 +248,23 @@ class Regression:
 
     @cached_property
     def _means(self) -> dict[str, float]:
-        known = {m: [np.log1p(r.lesions[m]) for r in self.cohort.records if r.lesions[m] is not None] for m in self.masks}
+        known = {
+            m: [np.log1p(r.lesions[m]) for r in self.cohort.records if r.lesions[m] is not None] for m in self.masks
+        }
         return {mask: float(np.mean(values)) if values else 0.0 for mask, values in known.items()}
 
-    def _features(self, patients) -> np.ndarray:
-        """(N, arms + masks) of pairs (arm, lesions by mask); an arm never seen has the arms' mean share."""
-        seen = sorted(set(self.cohort.arms))
-        shares = [np.mean(self.cohort.arms == arm) for arm in seen]
+    def _features(self, patients: Iterable[tuple[int, Mapping[str, int | None]]]) -> np.ndarray:
+        """(N, arms + masks) of pairs (arm, lesions by mask); an unseen arm has the frequencies of the arms."""
+        trained = sorted(set(self.cohort.arms))
+        frequencies = [np.mean(self.cohort.arms == arm) for arm in trained]
         rows = []
         for arm, lesions in patients:
-            of_arm = [float(arm == other) for other in seen] if arm in seen else shares
+            of_arm = [float(arm == other) for other in trained] if arm in trained else frequencies
             loads = [self._means[m] if lesions[m] is None else np.log1p(lesions[m]) for m in self.masks]
             rows.append([*of_arm, *loads])
         return np.array(rows)
+
+
+def _negative_binomial_loss(counts: np.ndarray, mean: np.ndarray, log_size: float) -> float:
+    """Negative log likelihood of counts (N,) of these means (N,)."""
+    return -nbinom.logpmf(counts, np.exp(log_size), 1 / (1 + mean / np.exp(log_size))).sum()

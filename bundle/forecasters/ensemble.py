@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -21,7 +21,7 @@ from bundle.diffusion.samplers import AncestralSampler, DenoiseAt, DPMSolverPP2M
 from bundle.diffusion.schedules import Grid, Schedule
 from bundle.diffusion.slabs import Condition, SlabDenoiser, net2_probability, one_call_heatmap, outcome_shape
 from bundle.errors import InputError
-from bundle.forecasters.base import SCORED_REGIONS, Forecast, Patient, findings_of
+from bundle.forecasters.base import SCORED_REGIONS, Forecast, Patient, Role, findings_of, key_of, plain
 from bundle.lesions import LesionRule, Placed
 from bundle.seeding import Streams, digest_of
 
@@ -83,8 +83,8 @@ class SamplingSettings:
             )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON types; an object becomes its class name and its own fields."""
-        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+        """The settings in plain JSON types, see `bundle.forecasters.base.plain`."""
+        return {field.name: plain(getattr(self, field.name)) for field in fields(self)}
 
 
 class EnsembleInferer(Inferer):
@@ -232,16 +232,6 @@ def check_count(name: str, value: Any) -> None:
         raise InputError(f"{name}={value} is not a whole number of at least 1", f"correct --{name}")
 
 
-def _plain(value: Any) -> Any:
-    if is_dataclass(value):
-        return {"name": type(value).__name__} | {
-            field.name: _plain(getattr(value, field.name)) for field in fields(value)
-        }
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
-
-
 def is_interval(value: Any) -> bool:
     """Whether it is two rising numbers, infinite ones allowed."""
     return (
@@ -265,35 +255,48 @@ class Diffusion:
 
     Args:
         network: with its weights.
-        inferer: gives members (B, K, H, W, S) of images and network.
+        inferer: draws members (B, K, H, W, S), given images and network.
         rule: what counts as a lesion of a member.
-        one_call: the heatmap is the network's one-call heatmap, else the share of members.
+        one_call: the heatmap is the network's one-call heatmap, else the fraction of members.
     """
+
+    role = Role.MODEL
 
     def __init__(self, network: nn.Module, inferer: EnsembleInferer, rule: LesionRule, one_call: bool = True) -> None:
         self.network, self.inferer, self.rule, self.one_call = network, inferer, rule, one_call
-        weights = [value.cpu().float().numpy().tobytes() for value in network.state_dict().values()]
-        heatmap = "one-call heatmap" if one_call else "share of members"
-        self.key = f"diffusion, {heatmap}, {digest_of(*weights)}, {inferer.settings.as_dict()}, {rule}"
+        weights = digest_of(*(value.cpu().float().numpy().tobytes() for value in network.state_dict().values()))
+        self.key = key_of("diffusion", weights, settings=inferer.settings, rule=rule, one_call=one_call)
         self.device = next(network.parameters()).device
 
+    @property
+    def num_members(self) -> int:
+        """Ensemble size."""
+        return self.inferer.settings.num_members
+
     def with_members(self, num_members: int) -> "Diffusion":
-        """The same with ensembles of another size; as many members as both have are the same."""
+        """The same model with ensembles of another size; the members that both draw are the same."""
         return Diffusion(self.network, self.inferer.with_settings(num_members=num_members), self.rule, self.one_call)
 
     def __call__(self, patient: Patient) -> Sequence[Forecast]:
-        members = self._drawn(self.inferer, patient)
+        """
+        Raises:
+            InputError: the network's output is not finite.
+        """
+        members = self._run(self.inferer, patient)
         heatmap = self.heatmap(patient) if self.one_call else None
         return [ensemble_forecast(members, patient.affine, self.rule, patient.dseg, heatmap)]
 
     def heatmap(self, patient: Patient) -> np.ndarray:
         """The one-call heatmap, (H, W, S) float32, 0 outside the brain."""
-        return self._drawn(self.inferer.heatmap, patient)
+        return self._run(self.inferer.heatmap, patient)
 
-    def _drawn(self, draw: Callable[[torch.Tensor, nn.Module], torch.Tensor], patient: Patient) -> np.ndarray:
+    def _run(self, draw: Callable[[torch.Tensor, nn.Module], torch.Tensor], patient: Patient) -> np.ndarray:
         image = MetaTensor(patient.image[None].clone(), meta={"case": patient.case}).to(self.device)
         image[:, -1] = patient.arm
-        return draw(image, self.network)[0].float().cpu().numpy() * patient.brain
+        maps = draw(image, self.network)[0].float().cpu().numpy()
+        if not np.isfinite(maps).all():  # NaN would be counted as "no lesion"
+            raise InputError("the network's output is not finite", "use other weights", case=patient.case)
+        return maps * patient.brain
 
 
 def ensemble_forecast(
@@ -303,16 +306,24 @@ def ensemble_forecast(
     dseg: Placed | None = None,
     heatmap: np.ndarray | None = None,
 ) -> Forecast:
-    """Members (K, H, W, S), counted one by one; the heatmap is the fraction of members if none (H, W, S) is given."""
+    """The forecast of an ensemble.
+
+    Args:
+        members: (K, H, W, S) in [0, 1].
+        affine: (4, 4) of the slab.
+        rule: what counts as a lesion; its lesions are counted in each member.
+        dseg: FreeSurfer labels; without them no region is forecast.
+        heatmap: (H, W, S) in [0, 1]; the fraction of members if not given.
+    """
     marks = np.stack([rule.label(member, affine) > 0 for member in members])
     findings = [findings_of(mark, affine, LesionRule(), dseg) for mark in marks]
     member_counts = np.array([found.count for found in findings])
-    counts, times = np.unique(member_counts, return_counts=True)
+    counts, occurrences = np.unique(member_counts, return_counts=True)
     regions = SCORED_REGIONS if dseg is not None else ()
     return Forecast(
         p_active=float(np.mean(member_counts > 0)),
         counts=counts,
-        probabilities=times / len(marks),
+        probabilities=occurrences / len(marks),
         presence={region: float(np.mean([found.presence[region] for found in findings])) for region in regions},
         heatmap=marks.mean(axis=0, dtype=np.float32) if heatmap is None else heatmap,
         members=marks,

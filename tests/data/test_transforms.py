@@ -75,9 +75,9 @@ def test_a_dropped_visit_is_unknown_and_need_not_exist(patient):
     assert loaded["native_brain"].meta["filename_or_obj"] == str(patient.path("flair_w000"))
 
 
-@pytest.mark.parametrize("wrong", [("w000", "w048"), ("w096",), "w048"])
+@pytest.mark.parametrize("wrong", [("w000", "w048"), ("w096",), "w048", 3, True, {"w048": 1}, [[]]])
 def test_what_cannot_be_dropped(wrong):
-    with pytest.raises(ValueError, match="drop_visits"):
+    with pytest.raises(InputError, match="drop_visits=.* is not a list of w000 or w048"):
         LoadCased(drop_visits=wrong)
 
 

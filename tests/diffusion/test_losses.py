@@ -51,7 +51,7 @@ def test_loss_is_per_sample_weighted_by_contrast_lesion_and_level():
 
 @pytest.mark.parametrize("foreground_weight", [1.0, 10.0])
 def test_training_with_weighted_lesions_still_gives_the_true_frequency(foreground_weight):
-    """Train the best constant on masks with 5 % of lesion voxels; the denoiser must report 5 %, not 10 times the odds."""
+    """The best constant for masks with 5 % of lesion voxels: the denoiser must report 5 %, not 10 times the odds."""
     x0 = torch.full((4, 2, 20, 20), -1.0)
     x0[:, 1, 0] = 1
     network = Constant(channels=2)
@@ -82,9 +82,11 @@ def test_the_noise_is_that_of_the_streams_and_the_levels_cover_the_schedule():
             return x[:, :2]
 
     x0 = -torch.ones(8, 2, 4, 4)
-    streams = lambda: Streams.for_batch(1, 2, range(8), 8)
     loss = DenoisingLoss(Cosine(), MinSNR(), 1, (1.0, 1.0))
-    first, second = (loss(SlabDenoiser(Network(), X0Prediction(), 1), x0, batch(x0), streams()) for _ in range(2))
+    first, second = (
+        loss(SlabDenoiser(Network(), X0Prediction(), 1), x0, batch(x0), Streams.for_batch(1, 2, range(8), 8))
+        for _ in range(2)
+    )
     assert torch.equal(first, second)
     levels = seen[0][:, -2, 0, 0]
     assert levels.min() < -2 and levels.max() > 2 and len(levels.unique()) == 8

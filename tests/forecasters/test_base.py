@@ -1,8 +1,12 @@
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
 
-from bundle.forecasters.base import SCORED_REGIONS, Forecast, Patient, findings_of
+from bundle.diffusion.samplers import AncestralSampler, DPMSolverPP2M
+from bundle.errors import InputError
+from bundle.forecasters.base import SCORED_REGIONS, Forecast, Patient, Role, ensembles, findings_of, key_of
 from bundle.forecasters.ensemble import Diffusion, ensemble_forecast
 from bundle.lesions import LesionRule, Placed
 
@@ -10,10 +14,10 @@ SHAPE, AFFINE = (8, 9, 5), np.diag([2.0, 2.0, 3.0, 1.0])
 WHITE, CORTEX = SCORED_REGIONS
 
 
-def mask_of(*places):
+def mask_of(*voxels):
     mask = np.zeros(SHAPE, bool)
-    for place in places:
-        mask[place] = True
+    for voxel in voxels:
+        mask[voxel] = True
     return mask
 
 
@@ -37,7 +41,7 @@ def test_a_lesion_belongs_to_the_region_that_holds_most_of_it():
     assert found.presence == {WHITE: True, CORTEX: False}
 
 
-def test_without_a_segmentation_nothing_is_said_of_regions():
+def test_without_a_segmentation_no_region_is_reported():
     assert findings_of(mask_of((1, 1, 1)), AFFINE, LesionRule()).presence == {}
 
 
@@ -50,18 +54,22 @@ def test_an_ensemble_is_counted_member_by_member():
     assert forecast.member_counts.tolist() == [0, 1, 2, 1]
 
 
+@dataclass(frozen=True)
+class Settings:
+    num_members: int
+
+
 class OfArm:
     """An inferer whose members mark one voxel for each class index."""
 
     def __init__(self, num_members=2):
-        self.num_members = num_members
+        self.settings = Settings(num_members)
 
-    @property
-    def settings(self):
-        return vars(self)
+    def with_settings(self, num_members):
+        return OfArm(num_members)
 
     def __call__(self, image, network):
-        members = torch.zeros(1, self.num_members, *image.shape[2:])
+        members = torch.zeros(1, self.settings.num_members, *image.shape[2:])
         members[0, :, : int(image[0, -1, 0, 0, 0]) * 2 : 2, 0, 0] = 1
         self.case = image.meta["case"]
         return members
@@ -70,7 +78,7 @@ class OfArm:
         return torch.full((1, *image.shape[2:]), 0.01 * float(image[0, -1, 0, 0, 0]))
 
 
-def test_the_model_is_asked_for_the_arm_within_the_brain_and_leaves_the_patient_alone():
+def test_the_model_forecasts_the_arm_within_the_brain_and_does_not_change_the_patient():
     brain = np.ones(SHAPE, bool)
     brain[0] = False
     patient = Patient("sub-7", 3, torch.zeros(8, *SHAPE), brain, AFFINE)
@@ -81,10 +89,43 @@ def test_the_model_is_asked_for_the_arm_within_the_brain_and_leaves_the_patient_
     assert not patient.image.any()
 
 
+class Broken(OfArm):
+    """Its members, or its heatmap alone, are not finite."""
+
+    def __call__(self, image, network):
+        return super().__call__(image, network) * (np.nan if self.settings.num_members == 2 else 1)
+
+    def heatmap(self, image, network):
+        return super().heatmap(image, network) / 0
+
+
+@pytest.mark.parametrize("num_members", [2, 3])
+def test_output_that_is_not_finite_is_an_error_and_not_a_forecast_of_no_lesions(num_members):
+    patient = Patient("sub-7", 3, torch.zeros(8, *SHAPE), np.ones(SHAPE, bool), AFFINE)
+    with pytest.raises(InputError, match="sub-7: the network's output is not finite"):
+        Diffusion(torch.nn.Linear(2, 2), Broken(num_members), LesionRule())(patient)
+
+
 def test_other_weights_or_settings_have_another_key():
     network, other, more = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), OfArm(3)
     keys = {Diffusion(*parts, LesionRule()).key for parts in ((network, OfArm()), (other, OfArm()), (network, more))}
-    assert len(keys) == 3 and Diffusion(network, OfArm(), LesionRule()).key in keys
+    keys.add(Diffusion(network, OfArm(), LesionRule(), one_call=False).key)
+    assert len(keys) == 4 and Diffusion(network, OfArm(), LesionRule()).key in keys
+
+
+def test_keys_hold_every_field_of_a_setting_and_refuse_objects():
+    settings = [1, "a", None, (1, 2), {"x": 1.5}, LesionRule(), LesionRule(threshold=0.4)]
+    settings += [AncestralSampler(), AncestralSampler(eta=0), DPMSolverPP2M()]
+    assert len({key_of("name", setting=setting) for setting in settings}) == len(settings)
+    assert key_of("name", setting=LesionRule(kernel=[1, 1, 1])) == key_of("name", setting=LesionRule())
+    assert key_of("name", a=np.float64(2), b=1) == key_of("name", b=1, a=2.0) != key_of("other", a=2.0, b=1)
+    with pytest.raises(TypeError, match="object cannot stand in a cache key"):
+        key_of("name", setting=[object()])
+
+
+def test_the_model_declares_its_role_and_that_it_has_members():
+    model = Diffusion(torch.nn.Linear(2, 2), OfArm(), LesionRule())
+    assert model.role is Role.MODEL and ensembles({"model": model}) == {"model": model}
 
 
 def test_an_ensemble_of_another_size_is_the_same_model_with_other_settings():

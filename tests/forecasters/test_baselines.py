@@ -4,7 +4,7 @@ import torch
 from scipy.stats import nbinom
 
 from bundle.arms import NULL_ARM
-from bundle.forecasters.base import SCORED_REGIONS, Findings, Patient
+from bundle.forecasters.base import SCORED_REGIONS, Findings, Patient, Role, ensembles
 from bundle.forecasters.baselines import AverageCount, FrequencyMap, NoNewLesions, Persistence, Population, Regression
 from bundle.forecasters.cohort import MASKS, Cohort, Record
 from bundle.lesions import LesionRule
@@ -30,15 +30,34 @@ def cohort_of(*records):
 
 def patient(arm=0, net2=(), gd=()):
     image = torch.full((8, *SHAPE), -1.0)
-    for place in net2:
-        image[(6, *place)] = 1
-    for place in gd:
-        image[(2, *place)] = 1
+    for voxel in net2:
+        image[(6, *voxel)] = 1
+    for voxel in gd:
+        image[(2, *voxel)] = 1
     image[-1] = arm
     return Patient("sub-2", arm, image, BRAIN, AFFINE)
 
 
+def all_baselines(cohort):
+    rule = LesionRule()
+    fitted = [cls(cohort) for cls in (Population, AverageCount, FrequencyMap)]
+    return [NoNewLesions(), Persistence(rule), Regression(cohort, rule), *fitted]
+
+
 SMALL = cohort_of(record(0, 2), record(0, 0), record(0, 4), record(5, 0))
+
+
+def test_each_declares_its_role_and_that_it_has_no_members():
+    baselines = {type(baseline).__name__: baseline for baseline in all_baselines(SMALL)}
+    floors = {name for name, baseline in baselines.items() if baseline.role is Role.FLOOR}
+    assert floors == {"Population", "FrequencyMap"} and not ensembles(baselines)
+    assert all(baseline.role is Role.BASELINE for name, baseline in baselines.items() if name not in floors)
+
+
+def test_keys_differ_between_forecasters_and_cohorts():
+    other = Cohort(SMALL.records, SMALL.frequency, "another key")
+    keys = [baseline.key for cohort in (SMALL, other) for baseline in all_baselines(cohort)]
+    assert len(set(keys)) == 6 + 4  # two of them need no cohort
 
 
 def test_no_new_lesions_means_none():
@@ -53,14 +72,14 @@ def test_persistence_repeats_the_first_year():
 
 
 def test_the_population_draws_from_the_patients_own_arm():
-    guesses = Population(SMALL, runs=3000)(patient(arm=0))
-    assert len(guesses) == 3000 and {guess.expected_count for guess in guesses} == {0, 2, 4}
-    assert np.mean([guess.p_active for guess in guesses]) == pytest.approx(2 / 3, abs=0.04)
-    assert {guess.p_active for guess in Population(SMALL)(patient(arm=5))} == {0}
+    draws = Population(SMALL, runs=3000)(patient(arm=0))
+    assert len(draws) == 3000 and {draw.expected_count for draw in draws} == {0, 2, 4}
+    assert np.mean([draw.p_active for draw in draws]) == pytest.approx(2 / 3, abs=0.04)
+    assert {draw.p_active for draw in Population(SMALL)(patient(arm=5))} == {0}
 
 
 def test_the_same_seed_draws_the_same_outcomes():
-    draws = [[guess.expected_count for guess in Population(SMALL, seed=seed)(patient())] for seed in (0, 0, 1)]
+    draws = [[draw.expected_count for draw in Population(SMALL, seed=seed)(patient())] for seed in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
 
 
@@ -85,9 +104,9 @@ def test_regression_finds_the_coefficients_it_was_simulated_from():
     mean = np.exp(-0.5 + 1.2 * np.log1p(gd) - 1.0 * arms)
     counts = nbinom.rvs(2, 2 / (2 + mean), random_state=rng)
     fitted = Regression(cohort_of(*(record(int(a), int(c), int(g)) for a, c, g in zip(arms, counts, gd))), LesionRule())
-    places = [(3, 3, 1), (7, 7, 3)]
+    voxels = [(3, 3, 1), (7, 7, 3)]
     for arm, found in ((0, 0), (0, 2), (1, 2)):
-        (forecast,) = fitted(patient(arm, gd=places[:found]))
+        (forecast,) = fitted(patient(arm, gd=voxels[:found]))
         expected = np.exp(-0.5 + 1.2 * np.log1p(found) - arm)
         assert forecast.expected_count == pytest.approx(expected, rel=0.12)
         assert forecast.p_active == pytest.approx(1 - (2 / (2 + expected)) ** 2, abs=0.05)

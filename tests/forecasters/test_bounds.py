@@ -6,7 +6,7 @@ import pytest
 from bundle.data.datalist import load_split
 from bundle.data.grid import SlabGrid
 from bundle.errors import InputError
-from bundle.forecasters.base import SCORED_REGIONS
+from bundle.forecasters.base import SCORED_REGIONS, Role
 from bundle.forecasters.bounds import BestPossible, Truth
 from bundle.forecasters.cohort import CaseReader
 from bundle.lesions import LesionRule
@@ -16,47 +16,56 @@ READ = CaseReader(SlabGrid((2, 2, 3), (96, 112, 15)), LesionRule())  # holds the
 
 
 @pytest.fixture(scope="module")
-def seen(trial):
+def observed(trial):
     """The patient of the trial with most lesions to come."""
-    return max((READ(item) for item in load_split(trial, "training")), key=lambda seen: seen.record.outcome.count)
+    return max(
+        (READ(item) for item in load_split(trial, "training")), key=lambda observed: observed.record.outcome.count
+    )
 
 
 @pytest.fixture(scope="module")
-def forecast(seen):
-    return BestPossible()(seen.patient)[0]
+def forecast(observed):
+    return BestPossible()(observed.patient)[0]
 
 
-def test_it_is_the_oracles_forecast(trial, seen, forecast):
-    told = Oracle()(read_observation(trial, seen.patient.case), seen.patient.arm)
-    assert forecast.p_active == told.p_active and forecast.expected_count == pytest.approx(told.expected_count, rel=1e-3)
-    assert forecast.expected_log_count == pytest.approx(told.expected_log_count)
+def test_it_is_the_oracles_forecast(trial, observed, forecast):
+    exact = Oracle()(read_observation(trial, observed.patient.case), observed.patient.arm)
+    assert forecast.p_active == exact.p_active and forecast.expected_count == pytest.approx(
+        exact.expected_count, rel=1e-3
+    )
+    assert forecast.expected_log_count == pytest.approx(exact.expected_log_count)
 
 
-def test_its_heatmap_keeps_the_expected_volume_on_the_slab(trial, seen, forecast):
-    told = Oracle()(read_observation(trial, seen.patient.case), seen.patient.arm)
-    assert forecast.heatmap.sum() * 12 == pytest.approx(told.heatmap.sum() * 3, rel=0.01)
+def test_its_heatmap_keeps_the_expected_volume_on_the_slab(trial, observed, forecast):
+    exact = Oracle()(read_observation(trial, observed.patient.case), observed.patient.arm)
+    assert forecast.heatmap.sum() * 12 == pytest.approx(exact.heatmap.sum() * 3, rel=0.01)
 
 
-def test_regions_share_the_lesions(forecast):
+def test_the_lesions_are_divided_between_regions(forecast):
     """White matter holds most lesions, cortex some, and both together nearly all."""
     white, cortex = (forecast.presence[region] for region in SCORED_REGIONS)
     assert 0 < cortex < white < forecast.p_active
     assert forecast.p_active < white + cortex
 
 
-def test_from_w000_alone_it_knows_nothing_of_the_first_year(trial, seen):
-    told = Oracle()(read_counts(trial, seen.patient.case, "w000"), seen.patient.arm)
-    (quick,) = BestPossible("w000", places=False)(seen.patient)
-    assert quick.p_active == told.p_active != Oracle()(read_counts(trial, seen.patient.case), seen.patient.arm).p_active
+def test_from_w000_alone_it_does_not_use_the_first_year(trial, observed):
+    exact = Oracle()(read_counts(trial, observed.patient.case, "w000"), observed.patient.arm)
+    (quick,) = BestPossible("w000", places=False)(observed.patient)
+    assert (
+        quick.p_active
+        == exact.p_active
+        != Oracle()(read_counts(trial, observed.patient.case), observed.patient.arm).p_active
+    )
     assert quick.heatmap is None
 
 
-def test_real_data_have_no_best_possible_forecast(seen, tmp_path):
+def test_real_data_have_no_best_possible_forecast(observed, tmp_path):
     with pytest.raises(InputError, match="simulate_trial"):
-        BestPossible()(replace(seen.patient, dataset_dir=str(tmp_path)))
+        BestPossible()(replace(observed.patient, dataset_dir=str(tmp_path)))
 
 
-def test_the_truth_is_what_came(seen):
-    (forecast,) = Truth(READ)(seen.patient)
-    np.testing.assert_array_equal(forecast.heatmap > 0, seen.outcome)
-    assert forecast.expected_count == seen.record.outcome.count
+def test_the_truth_is_the_outcome(observed):
+    (forecast,) = Truth(READ)(observed.patient)
+    np.testing.assert_array_equal(forecast.heatmap > 0, observed.outcome)
+    assert (Truth.role, BestPossible.role) == (Role.OUTCOME, Role.CEILING)
+    assert forecast.expected_count == observed.record.outcome.count

@@ -32,7 +32,10 @@ class Prior(nn.Module):
         return torch.cat([flair, torch.full_like(flair, self.half_log_odds) + 0 * x[:, -1:]], dim=1)
 
 
-def inferer(sampler=AncestralSampler(), **changes):
+ANCESTRAL = AncestralSampler()
+
+
+def inferer(sampler=ANCESTRAL, **changes):
     arguments = dict(num_members=4, num_steps=30, reuse_within=0.0, foreground_weight=1.0, amp=False, progress=False)
     prediction = ContrastwisePrediction((X0Prediction(), BinaryPrediction()))
     return EnsembleInferer(Cosine(10, -10), LogSNRUniformGrid(), sampler, prediction, **arguments | changes)
@@ -160,11 +163,12 @@ def test_the_batch_shrinks_when_memory_is_short():
 
 
 def test_settings_name_all_that_members_depend_on_in_plain_types():
-    told = json.loads(json.dumps(inferer(AncestralSampler(eta=0.5), guidance_interval=[-1, 2]).settings.as_dict()))
-    assert told["sampler"] == {"name": "AncestralSampler", "eta": 0.5} and told["guidance_interval"] == [-1, 2]
-    assert told["schedule"] == {"name": "Cosine", "logsnr_max": 10, "logsnr_min": -10}
-    assert told["prediction"]["contrasts"] == [{"name": "X0Prediction"}, {"name": "BinaryPrediction"}]
-    assert told["arm_guidance_scale"] == 1 and "member_batch" not in told
+    plain = json.loads(json.dumps(inferer(AncestralSampler(eta=0.5), guidance_interval=[-1, 2]).settings.as_dict()))
+    assert plain["sampler"] == {"type": "AncestralSampler", "eta": 0.5} and plain["guidance_interval"] == [-1, 2]
+    assert plain["schedule"] == {"type": "Cosine", "logsnr_max": 10, "logsnr_min": -10}
+    assert plain["prediction"]["contrasts"] == [{"type": "X0Prediction"}, {"type": "BinaryPrediction"}]
+    assert plain["grid"] == {"type": "LogSNRUniformGrid", "logsnr_min": "-inf", "logsnr_max": "inf"}  # strict JSON
+    assert plain["arm_guidance_scale"] == 1 and "member_batch" not in plain
     assert inferer().settings == inferer(member_batch=3).settings != inferer(seed=1).settings
 
 

@@ -44,7 +44,10 @@ def randomise(network):
 def test_paper_scale_has_589_million_parameters():
     with torch.device("meta"):
         network = ForecastNetwork(**PAPER)
-    count = lambda module: sum(p.numel() for p in module.parameters()) / 1e6
+
+    def count(module):
+        return sum(p.numel() for p in module.parameters()) / 1e6
+
     control = count(network.controlnet) + count(network.image_embedding)
     assert abs(count(network.unet) - 418.4) < 0.1 and abs(control - 170.8) < 0.1
     assert abs(count(network) - 589) < 1
@@ -94,7 +97,7 @@ def test_a_fresh_local_path_changes_nothing(patch_size):
 
 @pytest.mark.parametrize("patch_size", [1, 2])
 def test_the_local_path_sees_neighbours_only_and_treats_all_slices_alike(patch_size):
-    """Alone (a UNet that says 0), a voxel moves its neighbours' outputs, in the same way in each slice and contrast's place."""
+    """Beside a UNet whose output is 0, a voxel changes its neighbours' outputs, and in the same way in every slice."""
     network = tiny(patch_size=patch_size, local_channels=8, num_slices=9, with_control=False)
     randomise(network.local)
     for parameter in network.unet.out[-1].parameters():

@@ -147,8 +147,8 @@ def test_noise_is_a_function_of_seed_and_case_alone(configure, trial, tmp_path, 
     cases = sorted(folder.name for folder in trial.glob("sub-*"))[:2]
 
     def noise(case, **overrides):
-        overrides = overrides | {"evaluator#postprocessing": None}
-        config = configure(case=case, output_dir=str(tmp_path), **overrides)
+        overrides |= {"case": case, "output_dir": str(tmp_path), "evaluator#postprocessing": None}
+        config = configure(**overrides)
         inferer, watch = config.get_parsed_content("inferer"), Watch()
         inferer.settings = replace(inferer.settings, sampler=watch)
         config.get_parsed_content("evaluator").run()
