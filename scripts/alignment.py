@@ -1,4 +1,6 @@
-"""How well the correlation of two visits' FLAIR tells aligned scans from others (experiments/2026-11-alignment.md).
+"""How well the correlation of two visits' FLAIR separates aligned scans from others.
+
+Results: docs/experiments/2026-11-alignment.md.
 
     python -m scripts.alignment --dataset_dir DIR [--patients N]
 

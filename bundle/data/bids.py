@@ -1,4 +1,4 @@
-"""A BIDS data set of patients: where each scan lies (names in docs/README.md, "Bring your own data")."""
+"""A BIDS data set of patients: where each scan lies (names in docs/reference/bids.md)."""
 
 import gzip
 import os

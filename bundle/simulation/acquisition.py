@@ -5,7 +5,7 @@ from scipy import ndimage
 
 from bundle.simulation.anatomy import SHAPE, SPACING_MM, Anatomy
 
-# Relative to white matter; measured on the two public patients (docs/simulation.md).
+# Relative to white matter; measured on the two public patients (docs/explanation/simulated-trial.md).
 GREY, FLUID = 1.17, 0.25
 BLUR = np.divide(0.7, SPACING_MM)
 
