@@ -83,7 +83,7 @@ def calibration_error(total: Values, forecast: Values, observed: Values) -> Valu
 
 
 def crps(counts: Values, probabilities: Values, count: float) -> float:
-    """Continuous ranked probability score of a distribution of counts: integral over x of (P(X <= x) - 1[count <= x])^2.
+    """Continuous ranked probability score of counts: the integral over x of (P(X <= x) - 1[count <= x])^2.
 
     In lesions, at least 0, lower is better; of a single number it is the absolute error. With K equally likely members
     drawn from the true distribution it is larger than that distribution's by E|X - X'| / 2K on average.

@@ -1,10 +1,10 @@
-"""Randomness that is passed in: one generator a sample, seeded by what the sample is, never by where it is computed.
+"""Random streams: one generator for each sample, seeded by what the sample is, never by where it is computed.
 
-A member or a training sample thus draws the same numbers whatever the batch size, the process or the restart.
+So a member or a training sample draws the same numbers for any batch size, process or restart.
 """
 
 import hashlib
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ def seed_of(*keys: str | int) -> int:
 
 
 def digest_of(*parts: object) -> str:
-    """12 hexadecimal digits that tell these parts from others: their bytes, or what they print as."""
+    """12 hexadecimal digits of these parts: of bytes as they are, of other objects by their `repr`."""
     digest = hashlib.blake2b(digest_size=6)
     for part in parts:
         digest.update(part if isinstance(part, bytes) else repr(part).encode())
@@ -25,11 +25,11 @@ def digest_of(*parts: object) -> str:
 
 
 class Streams:
-    """Independent streams of random numbers, one a sample, drawn on the CPU so that devices agree.
+    """Independent streams of random numbers, one for each sample, drawn on the CPU so that devices agree.
 
     Args:
-        seeds: one seed a sample, (B,).
-        strata: the place of each sample in the global batch and the size of that batch, with a seed they share;
+        seeds: one for each sample, (B,).
+        strata: the position of each sample in the global batch and the size of that batch, with a seed they share;
             only `stratified_uniform` needs it.
     """
 
@@ -60,9 +60,14 @@ class Streams:
         return torch.stack([torch.rand(tuple(shape), generator=g) for g in self.generators]).to(device)
 
     def stratified_uniform(self, device: torch.device | str = "cpu") -> Tensor:
-        """One number in [0, 1) a sample, (B,): evenly spaced over the global batch, randomly shifted together
+        """One number in [0, 1) for each sample, (B,): evenly spaced over the global batch, randomly shifted together
         (Kingma et al. 2021, appendix I.1), which lowers the variance of the loss.
+
+        Raises:
+            ValueError: the streams are not those of a batch.
         """
+        if self.strata is None:
+            raise ValueError("only the streams of a batch are stratified")
         positions, batch_size, shared_seed = self.strata
         shift = torch.rand((), generator=torch.Generator().manual_seed(shared_seed))
         return ((shift + torch.tensor(positions) / batch_size) % 1).to(device)

@@ -12,7 +12,6 @@ operations of the default) and DIR/speed.json, from which a later run without (R
 takes the times into its table.
 """
 
-import copy
 import importlib.util
 import json
 import math
@@ -41,7 +40,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bundle.data.datalist import load_split, with_outcome
 from bundle.diffusion.samplers import AncestralSampler
 from bundle.diffusion.schedules import LogSNRUniformGrid, TimeUniformGrid
-from bundle.diffusion.slabs import condition_of
+from bundle.diffusion.slabs import Condition
 from bundle.errors import Guard, InputError, report_in_one_line
 from bundle.evaluation.bootstrap import bootstrap_weights, interval
 from bundle.evaluation.cases import Evaluation
@@ -206,9 +205,7 @@ def is_for_speed(name: str, against: str) -> bool:
 
 def inferer_of(inferer: EnsembleInferer, name: str) -> EnsembleInferer:
     """The configuration's inferer with what the method changes."""
-    changed = copy.copy(inferer)
-    vars(changed).update(METHODS[name].changes)
-    return changed
+    return inferer.with_settings(**METHODS[name].changes)
 
 
 class Plain(nn.Module):
@@ -255,12 +252,12 @@ class Contestant:
     ) -> None:
         method, inferer = METHODS[name], inferer_of(inferer, name)
         if method.plain:
-            network, inferer.member_batch, inferer.num_members = Plain(network), 1, 1
+            network, inferer = Plain(network), inferer.with_settings(num_members=1)
         if method.two_calls:
-            inferer.guidance_scale = inferer.arm_guidance_scale = 1.5  # at 1 one of the calls has no weight
+            inferer = inferer.with_settings(guidance_scale=1.5, arm_guidance_scale=1.5)  # at 1 one call has no weight
         bare = network.network if method.plain else network
-        self.unet, self.device, self.amp = bare.unet, next(network.parameters()).device, inferer.amp
-        self.members = inferer.num_members
+        self.unet, self.device, self.amp = bare.unet, next(network.parameters()).device, inferer.settings.amp
+        self.members = inferer.settings.num_members
         image = image[None].to(self.device)
         self.once = partial(inferer, image, network)
         if name == PREVIEW:
@@ -270,8 +267,9 @@ class Contestant:
             from scripts.peers import DiffusersEnsemble
 
             architecture = config["network_def"]
-            peer = DiffusersEnsemble(network, architecture, inferer.num_steps, inferer.amp, inferer.member_batch)
-            self.unet, self.once = peer.unet, partial(peer, condition_of(image).images, self.members)
+            settings = inferer.settings
+            peer = DiffusersEnsemble(network, architecture, settings.num_steps, settings.amp, inferer.member_batch)
+            self.unet, self.once = peer.unet, partial(peer, Condition.of(image).images, self.members)
 
     def seconds(self) -> float:
         """Time that 100 members take."""
@@ -368,7 +366,7 @@ def _peak_memory(config_file: str, name: str, image: np.ndarray) -> float:
     config.read_config(config_file)
     config.update({"progress": False})
     inferer = config.get_parsed_content("inferer")
-    inferer.num_members = inferer.member_batch
+    inferer = inferer.with_settings(num_members=inferer.member_batch)
     contestant = Contestant(config, config.get_parsed_content("network").eval(), inferer, name, torch.from_numpy(image))
     contestant.once()
     if torch.cuda.is_available():

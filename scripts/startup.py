@@ -28,7 +28,7 @@ def run(repeats: int = 5, **settings: str) -> None:
 
 
 def first_call(**settings: str) -> dict:
-    """What a process of its own tells at its first network call: seconds by phase, packages that MONAI had not imported."""
+    """Of a process of its own, at its first network call: seconds by phase, packages that MONAI had not imported."""
     arguments = [item for name, value in settings.items() for item in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "scripts.startup", "--until-first-call", repr(time.time()), *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -55,7 +55,7 @@ def until_first_call(started: float, arguments: list[str]) -> None:
         print("\n" + json.dumps({"seconds": seconds, "packages": sorted(top_level() - packages)}), flush=True)
         os._exit(0)
 
-    ForecastNetwork.guess = tell
+    ForecastNetwork.backbone = tell
     sys.argv = ["monai.bundle", "run", "inference", "--config_file", "configs/inference.json", *arguments]
     runpy.run_module("monai.bundle", run_name="__main__")
 

@@ -1,4 +1,4 @@
-"""Real patients of the Ljubljana databases: two FLAIR visits and a brain mask, and nothing else, as users often have."""
+"""Real patients of the Ljubljana databases: two FLAIR visits and a brain mask, as users often have."""
 
 import json
 import shutil

@@ -1,8 +1,10 @@
-"""Freed memory stays, counted in the pages that the system had to wipe."""
+"""Freed memory is kept, counted in the pages that the system had to wipe; workers end with their parent."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -30,9 +32,72 @@ print(before, wiped(10))
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc alone")
 def test_next_block_takes_the_memory_of_the_last():
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=ROOT, env=os.environ | {"NUMPY_MADVISE_HUGEPAGE": "0"},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        [sys.executable, "-c", PROGRAM],
+        cwd=ROOT,
+        env=os.environ | {"NUMPY_MADVISE_HUGEPAGE": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     before, after = map(float, done.stdout.split())
     assert before > 0.9
     assert after < 0.01
+
+
+POOL = """
+import multiprocessing, os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from bundle.runtime import end_with_parent
+
+def work(_):
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[1])
+    with ProcessPoolExecutor(2, mp_context=context, initializer=end_with_parent) as pool:
+        list(pool.map(work, range(2)))
+"""
+
+LOADER = """
+import os, time
+from torch.utils.data import Dataset
+from bundle.training.batches import PatientLoader
+
+class Slow(Dataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        print(os.getpid(), flush=True)
+        time.sleep(600)
+
+if __name__ == "__main__":
+    list(PatientLoader(Slow(), batch_size=1, num_workers=2))
+"""
+
+
+def runs(pid):
+    """Whether a process exists and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
+@pytest.mark.parametrize(
+    "program, argument", [(POOL, "fork"), (POOL, "spawn"), (LOADER, "")], ids=["fork", "spawn", "loader"]
+)
+def test_workers_end_when_their_parent_is_killed(program, argument, tmp_path):
+    (tmp_path / "program.py").write_text(program)
+    command = [sys.executable, str(tmp_path / "program.py"), argument]
+    parent = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
+    workers = [int(parent.stdout.readline()) for _ in range(2)]
+    assert all(map(runs, workers))
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while any(map(runs, workers)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -1,9 +1,9 @@
 """What the network predicts, and how that becomes x0: the hub through which everything else sees the network.
 
 Each prediction has `to_x0(output, z_t, alpha, sigma)` and `error(output, x0, z_t, alpha, sigma)`, the voxel-wise
-loss in units of x0 before any weighting. The linear ones also have `target(x0, eps, alpha, sigma)`, and their error
-is (to_x0 - x0)^2: for eps it equals SNR^-1 and for v (SNR + 1)^-1 times the squared error of the output itself, so
-one weighting on x0 serves all (min(SNR, 5) on x0 is min(SNR, 5) / (SNR + 1) on v).
+loss in units of x0 before any weighting. The error of the linear ones is (to_x0 - x0)^2: for eps it equals SNR^-1 and
+for v (SNR + 1)^-1 times the squared error of the output itself, so one weighting on x0 serves all (min(SNR, 5) on x0
+is min(SNR, 5) / (SNR + 1) on v).
 
 Tensors are (B, ...); alpha and sigma broadcast against them.
 
@@ -39,9 +39,6 @@ class _Linear:
 class X0Prediction(_Linear):
     """The network predicts the clean image."""
 
-    def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return x0
-
     def to_x0(self, output: Tensor, z_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return output
 
@@ -49,9 +46,6 @@ class X0Prediction(_Linear):
 @dataclass(frozen=True)
 class EpsPrediction(_Linear):
     """The network predicts the noise."""
-
-    def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return eps
 
     def to_x0(self, output: Tensor, z_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return (z_t - sigma * output) / alpha
@@ -61,9 +55,6 @@ class EpsPrediction(_Linear):
 class VPrediction(_Linear):
     """The network predicts v = alpha eps - sigma x0."""
 
-    def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return alpha * eps - sigma * x0
-
     def to_x0(self, output: Tensor, z_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return alpha * z_t - sigma * output
 
@@ -72,9 +63,9 @@ class VPrediction(_Linear):
 class PreconditionedPrediction(_Linear):
     """x0 where noise is large, the noise to take off where it is small: x0 = c_skip z_t + c_out output.
 
-    c_skip z_t is the best linear guess of x0 if it had standard deviation `data_std` around 0, and c_out the size of
-    that guess's error. With data_std = 1 this is v-prediction up to sign; with a smaller one the network is spared carrying noise
-    to its output until alpha / sigma reaches 1 / data_std, and spared copying the image to it from there on.
+    c_skip z_t is the best linear estimate of x0 if it had standard deviation `data_std` around 0, and c_out the size of
+    that estimate's error. With data_std = 1 this is v-prediction up to sign. With a smaller one the network need not
+    carry noise to its output until alpha / sigma reaches 1 / data_std, nor copy the image to it from there on.
 
     Args:
         data_std: the spread of x0 that is left once the condition is known.
@@ -85,10 +76,6 @@ class PreconditionedPrediction(_Linear):
     """
 
     data_std: float = 0.25
-
-    def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        skip, out = self._coefficients(alpha, sigma)
-        return (x0 - skip * (alpha * x0 + sigma * eps)) / out
 
     def to_x0(self, output: Tensor, z_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         skip, out = self._coefficients(alpha, sigma)

@@ -1,7 +1,7 @@
 """Reverse processes: (denoise, noise, grid) -> x0. They know no network, no treatment and no MONAI.
 
-`denoise(z_t, logsnr)` gives x0 of B samples at one logsnr, (1,); `grid` is logsnr (num_steps + 1,), increasing. `num_steps` steps make
-exactly `num_steps` calls, at all but the last value of the grid; the last one is where the result lives.
+`denoise(z_t, logsnr)` gives x0 of B samples at one logsnr, (1,); `grid` is logsnr (num_steps + 1,), increasing.
+`num_steps` steps make exactly `num_steps` calls, at all but the last value of the grid, the level of the result.
 
 References:
     Song et al. 2021, DDIM, arXiv 2010.02502. Kingma et al. 2021, VDM, arXiv 2107.00630 (ancestral step in logsnr).
@@ -9,8 +9,8 @@ References:
 """
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import torch
 from torch import Tensor
@@ -27,11 +27,11 @@ def ancestral_step(z_t: Tensor, x0: Tensor, logsnr_t: Tensor, logsnr_s: Tensor, 
     Args:
         z_t, x0, noise: (B, ...).
         logsnr_t, logsnr_s: scalars.
-        eta: share of the posterior's noise, in [0, 1].
+        eta: fraction of the posterior's noise, in [0, 1].
     """
     (alpha_t, sigma_t), (alpha_s, sigma_s) = alpha_sigma(logsnr_t), alpha_sigma(logsnr_s)
     eps = (z_t - alpha_t * x0) / sigma_t
-    variance = eta**2 * -torch.expm1(logsnr_t - logsnr_s)  # of the new noise, as a share of sigma_s^2
+    variance = eta**2 * -torch.expm1(logsnr_t - logsnr_s)  # of the new noise, in units of sigma_s^2
     return alpha_s * x0 + sigma_s * ((1 - variance).sqrt() * eps + variance.sqrt() * noise)
 
 

@@ -9,8 +9,8 @@ References:
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ class ShiftedCosine:
 
 @dataclass(frozen=True)
 class InterpolatedCosine:
-    """t * shifted(low_size) + (1 - t) * shifted(high_size) (ibid., eq. 4): the low size rules at the noisy end.
+    """t * shifted(low_size) + (1 - t) * shifted(high_size) (ibid., eq. 4): the low size sets the noisy end.
 
     Args:
         image_size: side of the image in pixels.
@@ -75,8 +75,8 @@ class InterpolatedCosine:
     """
 
     image_size: int
-    low_size: int = 32
-    high_size: int = 256
+    low_size: int
+    high_size: int
     logsnr_max: float = 15.0
     logsnr_min: float = -15.0
 
@@ -105,12 +105,12 @@ class TimeUniformGrid:
 class LogSNRUniformGrid:
     """Equal steps of logsnr between bounds. Multistep solvers prefer it.
 
-    A walk that began at logsnr_min with noise alone would lack the mean of x0 that z holds there: of a mask of 100,000
-    voxels that are nearly all -1 it can be told at -8 already, and is taken for a sign of more lesions. So the first step
-    leads from the schedule's noisy end, where noise alone is right, to logsnr_min.
+    A walk that began at logsnr_min with noise alone would lack the mean of x0 that z_t has there: of a mask of 100,000
+    voxels that are nearly all -1 the mean is visible at -8 already, and a network takes its absence for more lesions.
+    So the first step leads from the schedule's noisy end, where noise alone is right, to logsnr_min.
 
     Args:
-        logsnr_min, logsnr_max: clip the schedule's ends; steps spent where nothing is decided are wasted.
+        logsnr_min, logsnr_max: clip the schedule's ends, so that no steps are spent where nothing is decided.
     """
 
     logsnr_min: float = -math.inf
@@ -122,5 +122,5 @@ class LogSNRUniformGrid:
         first, last = max(start, self.logsnr_min), min(end, self.logsnr_max)
         if first == start:
             return torch.linspace(start, last, num_steps + 1, dtype=torch.float64).float()
-        clipped = torch.linspace(last, first, num_steps, dtype=torch.float64).flip(0)  # of one step it is the last
+        clipped = torch.linspace(last, first, num_steps, dtype=torch.float64).flip(0)  # with one step it is [last]
         return torch.cat([torch.tensor([start], dtype=torch.float64), clipped]).float()

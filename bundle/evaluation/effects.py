@@ -41,7 +41,7 @@ def with_model(
     inferer: EnsembleInferer,
     rule: LesionRule,
 ) -> dict[str, Forecaster]:
-    """Forecasters from w000 alone and, if it has been trained (configs/counterfactual.json), the model as "diffusion".
+    """Forecasters from w000 alone and, where there are weights of it, the model as "diffusion".
 
     The weights are loaded into a copy of `network`, which keeps its own.
     """

@@ -82,7 +82,7 @@ def evaluate(
     model = model_of(evaluation.forecasters)
     calibration = None
     if calibration_split != "none" and model is not None:
-        items = with_outcome(load_split(evaluation.dataset_dir, calibration_split))
+        items = with_outcome(load_split(evaluation.dataset_dir, calibration_split, visits=evaluation.read.visits))
         calibration = replace(evaluation, items=items, forecasters={model: evaluation.forecasters[model]})
     comparison = _first(comparison, compared_patients)
     with sharing() as (rank, world):

@@ -4,6 +4,7 @@ A new forecaster is one class with the attributes of `Forecaster` and one line i
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
@@ -146,19 +147,35 @@ def key_of(*names: str, **settings: Any) -> str:
 
     Args:
         names: of what is identified.
-        settings: numbers, text, None, sequences and mappings of them, and (frozen) dataclasses.
+        settings: see `plain`.
 
     Raises:
-        TypeError: a setting is any other object: its `repr` may hold an address, or leave something out.
+        TypeError: as `plain`.
     """
-    return json.dumps([*names, settings], default=_plain, sort_keys=True)
+    return json.dumps([*names, plain(settings)], sort_keys=True)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A setting in plain JSON types: a dataclass becomes its type's name and its fields, an infinite number its name.
+
+    Args:
+        value: number, text, None, a dataclass, or sequences and mappings of these.
+
+    Raises:
+        TypeError: any other object: its `repr` may hold an address, or leave something out.
+    """
     if is_dataclass(value) and not isinstance(value, type):
-        return {"type": type(value).__name__} | {f.name: getattr(value, f.name) for f in fields(value)}
+        return {"type": type(value).__name__} | {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
     if isinstance(value, np.generic):
-        return value.item()
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, (str, int, float)):
+        return value
     raise TypeError(f"{type(value).__name__} cannot stand in a cache key: use a dataclass")
 
 

@@ -21,7 +21,7 @@ from bundle.data.volumes import read_volume
 from bundle.errors import Guard, InputError
 from bundle.files import check_writable, read_arrays, write_arrays
 from bundle.forecasters.base import Findings, Patient, findings_of, key_of
-from bundle.lesions import LesionRule, Placed
+from bundle.lesions import LesionRule
 from bundle.runtime import end_with_parent
 from bundle.seeding import digest_of
 
@@ -67,26 +67,26 @@ class CaseReader:
     Args:
         grid: the slab.
         rule: what counts as a lesion.
-        drop_visits: visits to treat as missing, see `bundle.data.transforms.LoadCased`.
+        drop_visits, visits: visits to treat as missing, and session labels, see `bundle.data.transforms.LoadCased`.
     """
 
     grid: SlabGrid
     rule: LesionRule
     drop_visits: tuple[str, ...] = ()
+    visits: Mapping[str, str] | None = None
 
     def __call__(self, item: Mapping[str, Any]) -> ObservedCase:
         """
         Raises:
             InputError: whatever is wrong with the scans.
         """
-        load = LoadCased(grid=self.grid, with_outcome=True, drop_visits=self.drop_visits)
+        load = LoadCased(grid=self.grid, with_outcome=True, drop_visits=self.drop_visits, visits=self.visits)
         data = load({"image": item["image"], "arm": item.get("arm")})
-        case = find_case(item["image"], arm=data["arm"])
+        case = find_case(item["image"], arm=data["arm"], visits=self.visits)
         image, affine = data["image"].as_tensor(), data["image"].affine.numpy()
         dseg = None
         if case.dseg is not None:
-            regions = read_volume(case.dseg, case.id)
-            dseg = Placed(regions.data, regions.affine)
+            dseg = read_volume(case.dseg, case.id)
         patient = Patient(
             case.id, case.arm, image, data["brain"].numpy()[0], affine, dseg, dataset_dir=str(case.dataset_dir)
         )
@@ -101,7 +101,7 @@ class CaseReader:
         Raises:
             InputError: there is no such patient, or the arm is not known.
         """
-        case = find_case(item["image"], arm=item.get("arm"))
+        case = find_case(item["image"], arm=item.get("arm"), visits=self.visits)
         return digest_of(case.id, fingerprint(case), case.arm)
 
 

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -13,34 +14,92 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from bundle.diffusion.denoiser import Denoiser
+from bundle.arms import CLASSES
 from bundle.diffusion.guidance import GuidedDenoiser
 from bundle.diffusion.predictions import Prediction
 from bundle.diffusion.samplers import AncestralSampler, DenoiseAt, DPMSolverPP2M
 from bundle.diffusion.schedules import Grid, Schedule
-from bundle.diffusion.slabs import condition_of, net2_probability, one_call_heatmap, shape_of_outcome
+from bundle.diffusion.slabs import Condition, SlabDenoiser, net2_probability, one_call_heatmap, outcome_shape
 from bundle.errors import InputError
-from bundle.forecasters.base import SCORED_REGIONS, Forecast, Patient, Role, findings_of, key_of
+from bundle.forecasters.base import SCORED_REGIONS, Forecast, Patient, Role, findings_of, key_of, plain
 from bundle.lesions import LesionRule, Placed
 from bundle.seeding import Streams, digest_of
 
+_BAR = "{l_bar}{bar}| {n:.1f}/{total:.0f} members [{elapsed}<{remaining}]"
 
-class EnsembleInferer(Inferer):
-    """inferer(image, network) -> members: draws an ensemble of outcomes a patient. `heatmap` tells their mean without drawing any.
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """Everything that the members of a patient depend on, beside the patient and the weights.
 
     Args:
-        schedule, grid, sampler, prediction: the reverse process (see the modules of these names).
+        schedule, grid, sampler, prediction: the reverse process (modules of these names in `bundle.diffusion`).
+        foreground_weight: the loss weight of lesion voxels in training, see `bundle.diffusion.slabs.SlabDenoiser`.
         num_members: ensemble size K.
-        num_steps: reverse steps, each one network call (two with guidance) at the most.
-        guidance_scale, arm_guidance_scale: of images and arm (by default the same), see
+        num_steps: reverse steps, each at most one network call (two with guidance).
+        guidance_scale, arm_guidance_scale: of images and arm (the same if not given), see
             `bundle.diffusion.guidance.GuidedDenoiser`; 1 keeps probabilities calibrated, more sharpens samples.
-        guidance_interval: log-SNRs between which they act (ibid.).
-        reuse_within: log-SNR within which UNet and ControlNet are not called again, see `bundle.diffusion.denoiser.Denoiser.given`.
-        foreground_weight: the loss weight of lesion voxels in training, see `bundle.diffusion.denoiser.Denoiser`.
-        seed: with the case's id and the member's number it makes the member's noise.
-        member_batch: members a network call; halved when the device's memory is exceeded.
+        guidance_interval: log-SNRs between which guidance acts (ibid.).
+        reuse_within: rise of log-SNR within which UNet and ControlNet are not called again, see
+            `bundle.diffusion.slabs.EncodedDenoiser`.
+        seed: seeds each member's noise, together with the case's id and the member's number.
         amp: bf16 autocast in the network.
+
+    Raises:
+        InputError: one of the numbers that a user may set is out of range.
+    """
+
+    schedule: Schedule
+    grid: Grid
+    sampler: AncestralSampler | DPMSolverPP2M
+    prediction: Prediction
+    foreground_weight: float
+    num_members: int = 20
+    num_steps: int = 24
+    guidance_scale: float = 1.0
+    arm_guidance_scale: float | None = None
+    guidance_interval: tuple[float, float] | None = None
+    reuse_within: float = 1.0
+    seed: int = 0
+    amp: bool = True
+
+    def __post_init__(self) -> None:
+        if self.arm_guidance_scale is None:
+            object.__setattr__(self, "arm_guidance_scale", self.guidance_scale)
+        for name in ("num_members", "num_steps"):
+            check_count(name, getattr(self, name))
+        if not isinstance(self.seed, Integral):
+            raise InputError(f"seed={self.seed} is not a whole number", "correct --seed")
+        for name in ("guidance_scale", "arm_guidance_scale"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not math.isfinite(value):
+                raise InputError(f"{name}={value} is not a number", f"correct --{name}")
+        interval = self.guidance_interval
+        if interval is not None and not is_interval(interval):
+            raise InputError(f"guidance_interval={interval} is not two rising log-SNRs", "correct --guidance_interval")
+        if not isinstance(self.reuse_within, Real) or not self.reuse_within >= 0:
+            raise InputError(
+                f"reuse_within={self.reuse_within} is not a number of at least 0", "correct --reuse_within"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings in plain JSON types, see `bundle.forecasters.base.plain`."""
+        return {field.name: plain(getattr(self, field.name)) for field in fields(self)}
+
+
+class EnsembleInferer(Inferer):
+    """inferer(image, network) -> members: draws an ensemble of outcomes of each patient.
+
+    `heatmap` gives the mean of an infinite ensemble without drawing any member.
+
+    Args:
+        schedule, grid, sampler, prediction, foreground_weight, num_members, num_steps, guidance_scale,
+            arm_guidance_scale, guidance_interval, reuse_within, seed, amp: see `SamplingSettings`.
+        member_batch: members in one network call; halved when the device's memory is exceeded. Has no effect on them.
         progress: show a bar over members.
+
+    Attributes:
+        settings: `SamplingSettings`.
 
     Raises:
         InputError: one of the numbers that a user may set is out of range.
@@ -52,43 +111,41 @@ class EnsembleInferer(Inferer):
         grid: Grid,
         sampler: AncestralSampler | DPMSolverPP2M,
         prediction: Prediction,
-        num_members: int = 20,
-        num_steps: int = 20,
-        guidance_scale: float = 1.0,
-        arm_guidance_scale: float | None = None,
-        guidance_interval: tuple[float, float] | None = None,
-        reuse_within: float = 0.0,
-        foreground_weight: float = 10.0,
-        seed: int = 0,
+        foreground_weight: float,
+        num_members: int = SamplingSettings.num_members,
+        num_steps: int = SamplingSettings.num_steps,
+        guidance_scale: float = SamplingSettings.guidance_scale,
+        arm_guidance_scale: float | None = SamplingSettings.arm_guidance_scale,
+        guidance_interval: tuple[float, float] | None = SamplingSettings.guidance_interval,
+        reuse_within: float = SamplingSettings.reuse_within,
+        seed: int = SamplingSettings.seed,
+        amp: bool = SamplingSettings.amp,
         member_batch: int = 10,
-        amp: bool = True,
         progress: bool = True,
     ) -> None:
-        for name, value in dict(num_members=num_members, num_steps=num_steps, member_batch=member_batch).items():
-            if not isinstance(value, Integral) or value < 1:
-                raise InputError(f"{name}={value} is not a whole number of at least 1", f"correct --{name}")
-        if not isinstance(seed, Integral):
-            raise InputError(f"seed={seed} is not a whole number", "correct --seed")
-        arm_guidance_scale = guidance_scale if arm_guidance_scale is None else arm_guidance_scale
-        for name, value in dict(guidance_scale=guidance_scale, arm_guidance_scale=arm_guidance_scale).items():
-            if not isinstance(value, Real) or not math.isfinite(value):
-                raise InputError(f"{name}={value} is not a number", f"correct --{name}")
-        if guidance_interval is not None and not is_interval(guidance_interval):
-            raise InputError(f"guidance_interval={guidance_interval} is not two rising log-SNRs", "correct --guidance_interval")
-        if not isinstance(reuse_within, Real) or not reuse_within >= 0:
-            raise InputError(f"reuse_within={reuse_within} is not a number of at least 0", "correct --reuse_within")
-        self.schedule, self.grid, self.sampler, self.prediction = schedule, grid, sampler, prediction
-        self.num_members, self.num_steps = num_members, num_steps
-        self.guidance_scale, self.arm_guidance_scale = guidance_scale, arm_guidance_scale
-        self.guidance_interval, self.reuse_within = guidance_interval, reuse_within
-        self.foreground_weight, self.seed, self.member_batch = foreground_weight, seed, member_batch
-        self.amp, self.progress = amp, progress
+        check_count("member_batch", member_batch)
+        self.member_batch, self.progress = member_batch, progress
+        self.settings = SamplingSettings(
+            schedule,
+            grid,
+            sampler,
+            prediction,
+            foreground_weight,
+            num_members,
+            num_steps,
+            guidance_scale,
+            arm_guidance_scale,
+            guidance_interval,
+            reuse_within,
+            seed,
+            amp,
+        )
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """All that is set and that members depend on, beside patient and weights."""
-        without_effect = ("member_batch", "progress")
-        return {name: value for name, value in vars(self).items() if name not in without_effect and value is not None}
+    def with_settings(self, **changes: Any) -> "EnsembleInferer":
+        """The same inferer with other `SamplingSettings`, e.g. num_members; as many members as both have are equal."""
+        changed = copy.copy(self)
+        changed.settings = replace(self.settings, **changes)
+        return changed
 
     @torch.inference_mode()
     def __call__(self, inputs: Tensor, network: nn.Module) -> Tensor:
@@ -106,56 +163,83 @@ class EnsembleInferer(Inferer):
 
     @torch.inference_mode()
     def heatmap(self, inputs: Tensor, network: nn.Module) -> Tensor:
-        """P(NET2) a voxel, (B, H, W, S), which members drawn without end would agree on: one network call.
+        """P(NET2) of each voxel, (B, H, W, S), by one network call without noise: the same for any seed and case id.
 
         Args:
             inputs, network: as for `__call__`.
         """
-        cases, images = case_names(inputs), inputs.as_subclass(Tensor).float()
-        noise = torch.cat([Streams.for_members(self.seed, case, range(1)).normal(shape_of_outcome(images)) for case in cases])
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.amp):
-            return one_call_heatmap(self.denoise_given(network, images), noise.to(images.device), self.schedule)
+        images = inputs.as_subclass(Tensor).float()
+        shape = (len(images), *outcome_shape(images))
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.settings.amp):
+            return one_call_heatmap(self.denoise_given(network, images), shape, self.settings.schedule, images.device)
 
     def denoise_given(self, network: nn.Module, images: Tensor) -> DenoiseAt:
         """The guided denoiser of these patients' images (B, 8, H, W, S)."""
-        denoiser = Denoiser(network.eval(), self.prediction, self.foreground_weight)
-        guided = GuidedDenoiser(
-            denoiser, self.guidance_scale, self.arm_guidance_scale, self.guidance_interval, self.reuse_within
-        )
-        return guided.given(condition_of(images))
+        s = self.settings
+        denoiser = SlabDenoiser(network.eval(), s.prediction, s.foreground_weight)
+        guided = GuidedDenoiser(denoiser, s.guidance_scale, s.arm_guidance_scale, s.guidance_interval, s.reuse_within)
+        return guided.given(Condition.of(images))
 
     def members(self, network: nn.Module, image: Tensor, case: str) -> Tensor:
         """(K, H, W, S) of one patient's image (1, 8, H, W, S)."""
-        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.amp):
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.settings.amp):
             denoise = self.denoise_given(network, image)
-        done, first, batch = [], 0, self.member_batch
-        with tqdm(total=self.num_members, desc=case, unit="member", disable=not self.progress) as bar:
-            while first < self.num_members:
-                members = range(first, min(first + batch, self.num_members))
+        done, first, batch, steps = [], 0, self.member_batch, self.settings.num_steps
+        with tqdm(
+            desc=f"{case}, {CLASSES[int(image[0, -1].amax())]}: sampling",
+            total=self.settings.num_members * steps,  # a step of one member; shown as members
+            unit_scale=1 / steps,
+            bar_format=_BAR,
+            disable=not self.progress,
+        ) as bar:
+
+            def denoise_and_count(z_t: Tensor, logsnr: Tensor) -> Tensor:
+                x0 = denoise(z_t, logsnr)
+                bar.update(len(z_t))
+                return x0
+
+            while first < self.settings.num_members:
+                members = range(first, min(first + batch, self.settings.num_members))
                 try:
-                    streams = Streams.for_members(self.seed, case, members)
-                    done.append(self.sample(denoise, shape_of_outcome(image), streams, image.device))
+                    streams = Streams.for_members(self.settings.seed, case, members)
+                    done.append(self.sample(denoise_and_count, outcome_shape(image), streams, image.device))
                 except torch.OutOfMemoryError:
                     if batch == 1:
                         raise
                     batch = -(-batch // 2)
+                    bar.n = first * steps
                     continue
                 first = members.stop
-                bar.update(len(members))
         return torch.cat(done)
 
     def sample(self, denoise: DenoiseAt, shape: tuple[int, int, int], streams: Streams, device: torch.device) -> Tensor:
         """(k, H, W, S), one outcome a stream, from noise of `shape` (30, H, W)."""
         noise = streams.normal(shape, device)
-        grid = self.grid(self.schedule, self.num_steps)  # not on a GPU, which would have to be waited for to read it
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.amp):
-            x0 = self.sampler(denoise, noise, grid, streams)
+        grid = self.settings.grid(
+            self.settings.schedule, self.settings.num_steps
+        )  # not on a GPU, which would have to be waited for to read it
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.amp):
+            x0 = self.settings.sampler(denoise, noise, grid, streams)
         return net2_probability(x0)
+
+
+def check_count(name: str, value: Any) -> None:
+    """
+    Raises:
+        InputError: the value is not a whole number of at least 1.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{name}={value} is not a whole number of at least 1", f"correct --{name}")
 
 
 def is_interval(value: Any) -> bool:
     """Whether it is two rising numbers, infinite ones allowed."""
-    return isinstance(value, Sequence) and len(value) == 2 and all(isinstance(x, Real) for x in value) and value[0] < value[1]
+    return (
+        isinstance(value, Sequence)
+        and len(value) == 2
+        and all(isinstance(x, Real) for x in value)
+        and value[0] < value[1]
+    )
 
 
 def case_names(inputs: Tensor) -> list[str]:
@@ -187,13 +271,11 @@ class Diffusion:
     @property
     def num_members(self) -> int:
         """Ensemble size."""
-        return self.inferer.num_members
+        return self.inferer.settings.num_members
 
     def with_members(self, num_members: int) -> "Diffusion":
         """The same model with ensembles of another size; the members that both draw are the same."""
-        inferer = copy.copy(self.inferer)
-        inferer.num_members = num_members
-        return Diffusion(self.network, inferer, self.rule, self.one_call)
+        return Diffusion(self.network, self.inferer.with_settings(num_members=num_members), self.rule, self.one_call)
 
     def __call__(self, patient: Patient) -> Sequence[Forecast]:
         """

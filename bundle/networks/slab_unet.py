@@ -1,8 +1,7 @@
 """Slab UNet and ControlNet over MONAI's nets: the only module that knows their argument names."""
 
-import copy
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Callable, Sequence
 
 import torch
 from monai.networks.blocks import SpatialAttentionBlock
@@ -23,6 +22,8 @@ class ForecastNetwork(nn.Module):
     [z_t (O = 2 contrasts x S) | image slab (I = 7 volumes x S) | log-SNR plane | arm plane], both planes constant.
     The arm's class embedding is summed with that of log-SNR. Without its ControlNet (stage 1) the images are not read.
 
+    The defaults are those of the shipped weights; configs/paper.json has the paper's.
+
     Args:
         num_slices: S.
         outcome_contrasts, image_contrasts: contrasts denoised (FLAIR, NET2) and read (FLAIR, T2, Gd twice, NET2).
@@ -35,12 +36,13 @@ class ForecastNetwork(nn.Module):
             channels at 1/p of the resolution: a wide first level at little cost. 1 in the paper.
         conditioning_channels: width of the ControlNet's image embedding; one number, since every further one
             would halve the resolution.
-        local_channels: width of the `LocalPath` around the UNet; 0 for none, as in the paper. See docs/learning.md.
-        with_loads: tell the networks the lesion load of each mask as numbers too, beside the arm (`ArmAndLoads`). Not in
-            the paper; see docs/learning.md.
+        local_channels: width of the `LocalPath` around the UNet; 0 for none, as in the paper.
+        with_loads: give the networks the lesion load of each mask as a number too, beside the arm (`ArmAndLoads`). Not
+            in the paper.
         with_control: build the ControlNet.
-        gradient_checkpointing: keep only the inputs of residual and attention blocks for the backward pass and compute the rest
-            again (Chen et al. 2016, arXiv 1604.06174): the same gradients for less memory and nearly a second forward pass.
+        gradient_checkpointing: keep only the inputs of residual and attention blocks for the backward pass and compute
+            the rest again (Chen et al. 2016, arXiv 1604.06174): the same gradients for less memory, at the cost of
+            nearly a second forward pass.
     """
 
     def __init__(
@@ -48,18 +50,19 @@ class ForecastNetwork(nn.Module):
         num_slices: int = 15,
         outcome_contrasts: int = 2,
         image_contrasts: int = 7,
-        channels: Sequence[int] = (128, 256, 256, 512, 512, 1024),
-        attention_levels: Sequence[bool] = (False, False, False, False, True, True),
-        num_res_blocks: int = 3,
-        num_head_channels: int = 64,
+        channels: Sequence[int] = (64, 96, 160),
+        attention_levels: Sequence[bool] = (False, False, True),
+        num_res_blocks: int = 1,
+        num_head_channels: int = 32,
         norm_num_groups: int = 32,
-        patch_size: int = 1,
-        conditioning_channels: int = 128,
-        local_channels: int = 0,
-        with_loads: bool = False,
+        patch_size: int = 2,
+        conditioning_channels: int = 96,
+        local_channels: int = 16,
+        with_loads: bool = True,
         with_control: bool = True,
         gradient_checkpointing: bool = False,
     ) -> None:
+        self.arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         self.outcome_channels = outcome_contrasts * num_slices
         self.image_channels = image_contrasts * num_slices
@@ -93,7 +96,7 @@ class ForecastNetwork(nn.Module):
                 conditioning_embedding_num_channels=(conditioning_channels,),
                 **shared,
             )
-            # Of its own, so that what it says of a patient can be computed once for all members and steps.
+            # A module of its own, so that a patient's images are embedded once for all members and steps.
             self.image_embedding = self.controlnet.controlnet_cond_embedding
             self.controlnet.controlnet_cond_embedding = nn.Identity()
             if with_loads:
@@ -103,11 +106,10 @@ class ForecastNetwork(nn.Module):
             checkpoint_blocks(self)
 
     def without_control(self) -> "ForecastNetwork":
-        """A network of its own with a copy of all but the ControlNet: what stage 1 trains."""
-        alone = copy.copy(self)
-        steering = ("controlnet", "image_embedding")
-        alone._modules = {name: copy.deepcopy(part) for name, part in self._modules.items() if name not in steering}
-        alone.controlnet = None
+        """A new network with a copy of all weights but the ControlNet's: what stage 1 trains."""
+        alone = ForecastNetwork(**self.arguments | {"with_control": False})
+        own = alone.state_dict()
+        alone.load_state_dict({name: value for name, value in self.state_dict().items() if name in own})
         return alone
 
     def start_control_from_unet(self) -> None:
@@ -119,10 +121,10 @@ class ForecastNetwork(nn.Module):
         z_t, images, planes = x.split([self.outcome_channels, self.image_channels, 2], dim=1)
         logsnr, arm = planes[:, :, 0, 0].unbind(1)  # (B,) each
         encoded = self.encode(images)
-        return self.refine(self.guess(z_t, logsnr, arm.round().long(), encoded), z_t, logsnr, encoded)
+        return self.add_local(self.backbone(z_t, logsnr, arm.round().long(), encoded), z_t, logsnr, encoded)
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
-        """What the image slabs (B, I, H, W) say, whatever the noise and the arm: to be computed once a patient."""
+        """Features of the image slabs (B, I, H, W), the same for all noise levels and arms: computed once a patient."""
         if self.controlnet is None:
             images = torch.zeros_like(images)
         encoded = {}
@@ -134,13 +136,13 @@ class ForecastNetwork(nn.Module):
             encoded["local"] = self.local.encode(images.unflatten(1, (-1, self.num_slices)))
         return encoded
 
-    def guess(self, z_t: Tensor, logsnr: Tensor, arm: Tensor, encoded: dict[str, Tensor]) -> Tensor:
-        """What UNet and ControlNet say, (B, O, H, W) of z_t (B, O, H, W).
+    def backbone(self, z_t: Tensor, logsnr: Tensor, arm: Tensor, encoded: dict[str, Tensor]) -> Tensor:
+        """The output of UNet and ControlNet, (B, O, H, W) for z_t (B, O, H, W).
 
-        logsnr, arm (class indices) and what `encode` gave are of B samples or of one for all; B encoded need B arms.
+        logsnr, arm (class indices) and `encoded` are of B samples or of one for all; B encoded need B arms.
         """
         timestep = logsnr_to_timestep(logsnr)
-        arm = torch.where((arm >= 0) & (arm < NULL_ARM), arm, NULL_ARM)  # what names no arm is unknown
+        arm = torch.where((arm >= 0) & (arm < NULL_ARM), arm, NULL_ARM)  # any other number means unknown
         labels = arm
         if self.with_loads:
             labels = torch.cat([arm[:, None], encoded["loads"].expand(arm.shape[0], -1)], dim=1)
@@ -157,12 +159,12 @@ class ForecastNetwork(nn.Module):
         )
         return F.pixel_shuffle(output, self.patch_size)
 
-    def refine(self, guess: Tensor, z_t: Tensor, logsnr: Tensor, encoded: dict[str, Tensor]) -> Tensor:
-        """The output, (B, O, H, W): the `guess`, which may be of a somewhat noisier z_t, and what the local path adds to it."""
+    def add_local(self, backbone: Tensor, z_t: Tensor, logsnr: Tensor, encoded: dict[str, Tensor]) -> Tensor:
+        """The output, (B, O, H, W): `backbone`, which may be of a slightly noisier z_t, plus the local path."""
         if self.local is None:
-            return guess
-        z_t, volumes = (x.unflatten(1, (-1, self.num_slices)) for x in (z_t, guess))
-        return guess + self.local(z_t, volumes, encoded["local"], logsnr).flatten(1, 2)
+            return backbone
+        z_t, volumes = (x.unflatten(1, (-1, self.num_slices)) for x in (z_t, backbone))
+        return backbone + self.local(z_t, volumes, encoded["local"], logsnr).flatten(1, 2)
 
     def __prepare_scriptable__(self) -> nn.Module:
         """MONAI's two nets cannot be scripted: `torch.jit.script` of this network yields a trace."""
@@ -173,7 +175,7 @@ class ForecastNetwork(nn.Module):
 
 
 def checkpoint_blocks(network: nn.Module) -> None:
-    """Have residual and attention blocks keep nothing but their input while training; see `ForecastNetwork`."""
+    """Make residual and attention blocks keep only their input while training; see `ForecastNetwork`."""
     for block in network.modules():
         if isinstance(block, (DiffusionUNetResnetBlock, SpatialAttentionBlock)):
             block.forward = partial(_recomputed, block.forward)  # a module around it would rename its weights
@@ -186,9 +188,9 @@ def _recomputed(forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
 
 def lesion_loads(images: Tensor, num_contrasts: int) -> Tensor:
-    """What is known of each volume, in two numbers: (B, C*S, H, W) -> (B, 2*C).
+    """Two numbers for each volume: (B, C*S, H, W) -> (B, 2*C).
 
-    First log(1 + voxels above 0) / 2, the load of a mask; then whether the volume is known (it is 0 nowhere, or everywhere).
+    First log(1 + voxels above 0) / 2, the load of a mask; then 1 if the volume is known, 0 if it is 0 everywhere.
     """
     volumes = images.unflatten(1, (num_contrasts, -1)).flatten(2)  # (B, C, S*H*W)
     load = torch.log1p((volumes > 0).sum(2).to(images.dtype)) / 2
@@ -196,15 +198,15 @@ def lesion_loads(images: Tensor, num_contrasts: int) -> Tensor:
 
 
 class ArmAndLoads(nn.Module):
-    """Embedding of the arm plus a function of arm and lesion loads, in the place of a network's class embedding.
+    """Embedding of the arm plus a function of arm and lesion loads; replaces a network's class embedding.
 
-    How active a patient was is spread over a few voxels of five masks, and what it means for the next year depends on the
-    arm. The ControlNet could find that out voxel by voxel; told as numbers it is learnt as fast as the arm is. The added
+    A patient's activity is spread over a few voxels of five masks, and what it means for the next year depends on the
+    arm. The ControlNet could learn that voxel by voxel; given as numbers it is learnt as fast as the arm is. The added
     function starts as zero.
 
     Args:
         num_contrasts: volumes of the image.
-        arms: the class embedding that it takes the place of.
+        arms: the class embedding that it replaces.
     """
 
     def __init__(self, num_contrasts: int, arms: nn.Embedding) -> None:

@@ -1,4 +1,4 @@
-"""Members summed up to a forecast (MONAI dictionary transforms)."""
+"""Members summarised to a forecast (MONAI dictionary transforms)."""
 
 from collections.abc import Hashable, Mapping
 from dataclasses import replace
@@ -17,12 +17,13 @@ from bundle.forecasters.ensemble import EnsembleInferer
 from bundle.lesions import LesionRule, voxel_volume_mm3
 
 QUANTILES = (5, 25, 50, 75, 95)
+TOLERANCE = 0.2  # by which the volumes of heatmap and members may differ before the report says so
 
 
 class ExpectHeatmapd(MapTransform):
-    """Image -> the heatmap that members drawn without end would agree on, by one network call.
+    """Image -> the heatmap: each voxel's expected NET2 mask, by one network call.
 
-    A new lesion is rare and may lie in many places, so that 20 members leave most places of some probability empty. Adds
+    A new lesion is rare and may lie in many places: 20 members leave most voxels of some probability empty. Adds
     `heatmap` (1, H, W, S) float32 in [0, 1], 0 outside `brain` (1, H, W, S).
 
     Args:
@@ -54,16 +55,17 @@ class SummariseMembersd(MapTransform):
     Args:
         keys: members (K, H, W, S) in [0, 1], the NET2 probability on the slab of `image`.
         rule: what counts as a lesion of a member.
-        consensus_threshold: share of members that must mark a voxel of the consensus.
+        consensus_threshold: fraction of members that must mark a voxel of the consensus.
 
     What a member marks outside `brain` (1, H, W, S) is dropped first. Replaces the members by
-        pred: the heatmap (1, H, W, S), float32: `heatmap` where there is one (`ExpectHeatmapd`), else the share of members
-            with a lesion at the voxel.
+        pred: the heatmap (1, H, W, S), float32: `heatmap` where there is one (`ExpectHeatmapd`), else the fraction of
+            members with a lesion at the voxel.
     and adds
         heatmap: the same (H, W, S), to stay on the slab.
         members: (K, H, W, S) bool, each member's lesions.
-        consensus: (1, H, W, S) float32 in {0, 1}, the rule applied to the share of members at `consensus_threshold`.
-        forecast: dict with p_active, its interval, count and volume_ml; `WriteForecastd` completes it.
+        counts: (K,) int, their numbers.
+        consensus: (1, H, W, S) float32 in {0, 1}, the rule applied to the fraction of members at `consensus_threshold`.
+        forecast: see `summarise`; `WriteForecastd` completes it.
 
     Raises:
         InputError: a member is not finite.
@@ -85,24 +87,25 @@ class SummariseMembersd(MapTransform):
             if not np.isfinite(members).all():
                 raise not_finite(output["case"])
             labels = np.stack([self.rule.label(member * brain, affine) for member in members])
-            marks = labels > 0
-            shares = marks.mean(axis=0, dtype=np.float32)
-            consensus = self.consensus_rule.label(shares, affine) > 0
-            heatmap = np.asarray(output["heatmap"])[0] if "heatmap" in output else shares
+            marks, counts = labels > 0, labels.max(axis=(1, 2, 3))
+            frequency = marks.mean(axis=0, dtype=np.float32)
+            consensus = self.consensus_rule.label(frequency, affine) > 0
+            heatmap = np.asarray(output["heatmap"])[0] if "heatmap" in output else frequency
             volumes_ml = marks.sum(axis=(1, 2, 3)) * voxel_volume_mm3(affine) / 1000
             output |= {
                 key: _on_slab(heatmap[None], affine),
                 "heatmap": _on_slab(heatmap, affine),
                 "members": _on_slab(marks, affine),
+                "counts": counts,
                 "consensus": _on_slab(consensus[None].astype(np.float32), affine),
-                "forecast": summarise(labels.max(axis=(1, 2, 3)), volumes_ml),
+                "forecast": summarise(counts, volumes_ml),
             }
         return output
 
 
 def not_finite(case: str) -> InputError:
-    """What is told when a network answers with something else than numbers."""
-    return InputError("the network's answer is not finite", "use other weights", case=case)
+    """The error to raise where the network's output is not finite."""
+    return InputError("the network's output is not finite", "use other weights", case=case)
 
 
 def summarise(counts: np.ndarray, volumes_ml: np.ndarray) -> dict[str, Any]:
@@ -113,9 +116,9 @@ def summarise(counts: np.ndarray, volumes_ml: np.ndarray) -> dict[str, Any]:
         volumes_ml: (K,) their volume.
 
     Returns:
-        num_members; p_active, the share of members with a lesion; p_active_interval, its 95 % Jeffreys interval for K
-        members (it tells nothing of the model's own error); count: mean, median, quantiles (counts that occur) and
-        histogram (share of members by count, 0 to the greatest); volume_ml: mean and quantiles.
+        num_members; p_active, the fraction of members with a lesion; p_active_interval, its 95 % Jeffreys interval for
+        K members (of sampling: the model's own error is not in it); count: mean, median, quantiles (counts that occur)
+        and histogram (fraction of members by count, 0 to the greatest); volume_ml: members, their mean and quantiles.
     """
     active = int(np.count_nonzero(counts))
     quantiles = np.quantile(counts, np.divide(QUANTILES, 100), method="inverted_cdf")
@@ -129,22 +132,57 @@ def summarise(counts: np.ndarray, volumes_ml: np.ndarray) -> dict[str, Any]:
             "mean": float(np.mean(counts)),
             "median": count_quantiles["50"],
             "quantiles": count_quantiles,
-            "histogram": {str(n): float(share) for n, share in enumerate(np.bincount(counts) / len(counts))},
+            "histogram": {str(n): float(fraction) for n, fraction in enumerate(np.bincount(counts) / len(counts))},
         },
         "volume_ml": {
-            "mean": float(np.mean(volumes_ml)),
-            "quantiles": {str(q): float(value) for q, value in zip(QUANTILES, volume_quantiles)},
+            "members": {
+                "mean": float(np.mean(volumes_ml)),
+                "quantiles": {str(q): float(value) for q, value in zip(QUANTILES, volume_quantiles)},
+            }
         },
     }
+
+
+def differences(p_active: float, volume_ml: float, members_volume_ml: float, peak: float) -> list[str]:
+    """Where the heatmap and the members disagree, as sentences.
+
+    The heatmap is the network's expected outcome, members are samples of it; in theory the heatmap is the mean of
+    infinitely many members.
+
+    Args:
+        p_active: fraction of members with a lesion.
+        volume_ml: integral of the heatmap.
+        members_volume_ml: mean volume of the members' lesions.
+        peak: the highest voxel of the heatmap.
+
+    Returns:
+        A sentence where the volumes differ by more than `TOLERANCE`, and one where a voxel is more probable than any
+        lesion at all.
+    """
+    found = []
+    low, high = sorted((volume_ml, members_volume_ml))
+    if high > (1 + TOLERANCE) * low:
+        found.append(
+            f"The heatmap holds {volume_ml:.2f} ml, the samples {members_volume_ml:.2f} ml on average: "
+            "the expected volume and the sites are the heatmap's, the lesion count and the chance the samples'."
+        )
+    if peak > p_active:
+        found.append(
+            f"The heatmap's highest voxel has {100 * peak:.0f} %, more than the {100 * p_active:.0f} % of samples "
+            "with a lesion anywhere."
+        )
+    return found
 
 
 def jeffreys_interval(successes: int, trials: int) -> tuple[float, float]:
     """95 % interval of a probability, closed at 0 and 1 where none or all succeed.
 
+    By scipy: statsmodels, which has it too, takes longer to import than the first patient to read.
+
     References:
         Brown, Cai, DasGupta 2001, Interval Estimation for a Binomial Proportion, section 3.1.
     """
-    low, high = beta.ppf((0.025, 0.975), successes + 0.5, trials - successes + 0.5)
+    low, high = beta.interval(0.95, successes + 0.5, trials - successes + 0.5)
     return (float(low) if successes else 0.0), (float(high) if successes < trials else 1.0)
 
 

@@ -5,12 +5,11 @@ import json
 import platform
 from collections.abc import Hashable, Mapping
 from dataclasses import asdict
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import monai
-import nibabel as nib
 import numpy as np
 import torch
 from monai.config import KeysCollection
@@ -20,12 +19,19 @@ from monai.transforms import MapTransform
 from bundle import __version__
 from bundle.arms import CLASSES
 from bundle.data.bids import find_case
+from bundle.data.transforms import plain_inputs
 from bundle.data.volumes import read_flair, read_mask, read_volume
 from bundle.files import check_writable, nifti_bytes, not_writable, write_together
-from bundle.lesions import LesionRule, Placed, lesion_table, likely_sites
+from bundle.forecasters.ensemble import EnsembleInferer
+from bundle.lesions import LesionRule, Volume, lesion_table, voxel_volume_mm3
+from bundle.outputs.coverage import axial_axis, covered_fractions, covered_voxels, field_of_view
 from bundle.outputs.page import NOTICE, forecast_page
+from bundle.outputs.sites import likely_sites
+from bundle.outputs.summary import differences
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "2.0"
+DESCRIPTION = "Research use only; forecast of NET2 lesions"  # at most 79 characters: `descrip` of NIfTI
+INTERVAL_COVERS = "the sampling error of this number of members only, not the model's own error"
 
 
 class WriteForecastd(MapTransform):
@@ -35,12 +41,12 @@ class WriteForecastd(MapTransform):
         keys: heatmap (1, X, Y, Z) on the grid of the patient's FLAIR, as `RestoreNatived` leaves it; "consensus" must
             have been restored with it.
         output_dir: gets a folder per case.
-        weights: file of the network's weights, told by its sha256.
-        seed, num_steps, guidance_scale, arm_guidance_scale, guidance_interval, reuse_within: how the members were sampled, told in the report.
+        inferer: that drew the members; its settings are written into the report.
+        weights: file of the network's weights, identified in the report by its sha256.
 
-    Files: <output_dir>/<case>/<case>_desc-net2_{probseg.nii.gz,mask.nii.gz,forecast.json,forecast.png}; earlier ones
-    are replaced.
-    Adds `forecast` as written to JSON and `files`, their paths.
+    Files: <output_dir>/<case>/<case>_desc-net2_{probseg.nii.gz,mask.nii.gz,forecast.json,forecast.png}, where the arms
+    are compared <case>_arm-<arm>_desc-net2_...; earlier ones are replaced.
+    Adds `forecast` as written to JSON (docs/reference/forecast.md) and `files`, their paths.
 
     Raises:
         InputError: the output folder cannot be written.
@@ -51,158 +57,188 @@ class WriteForecastd(MapTransform):
         keys: KeysCollection = "pred",
         *,
         output_dir: str | Path,
+        inferer: EnsembleInferer,
         weights: str | Path | None = None,
-        seed: int = 0,
-        num_steps: int = 0,
-        guidance_scale: float = 1.0,
-        arm_guidance_scale: float = 1.0,
-        guidance_interval: tuple[float, float] | None = None,
-        reuse_within: float = 0.0,
     ) -> None:
         super().__init__(keys)
-        self.output_dir = Path(output_dir)
-        self.weights = weights
-        self.settings = {
-            "seed": seed,
-            "num_steps": num_steps,
-            "guidance_scale": guidance_scale,
-            "arm_guidance_scale": arm_guidance_scale,
-            "guidance_interval": guidance_interval,
-            "reuse_within": reuse_within,
-        }
-        check_writable(self.output_dir)
-
-    @cached_property
-    def weights_sha256(self) -> str | None:
-        return None if self.weights is None else hashlib.sha256(Path(self.weights).read_bytes()).hexdigest()
+        self.output_dir = writable_folder(output_dir)
+        self.inferer, self.weights = inferer, weights
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         output = dict(data)
         for key in self.key_iterator(output):
             forecast, files = self._make(output, output[key])
-            output |= {"forecast": forecast, "files": _write_case(self.output_dir, output["case"], files)}
+            prefix = case_prefix(output)
+            files = {f"{prefix}_desc-net2_{suffix}": content for suffix, content in files.items()}
+            output |= {"forecast": forecast, "files": write_case(self.output_dir, output["case"], files)}
         return output
 
     def _make(self, data: Mapping[Hashable, Any], native: MetaTensor) -> tuple[dict[str, Any], dict[str, bytes]]:
         """The report, and the bytes of the files by the end of their names."""
         path, affine = Path(native.meta["filename_or_obj"]), native.affine.numpy()
-        shares = native.numpy()[0].clip(0, 1)
+        heatmap = native.numpy()[0].clip(0, 1)
         consensus = data["consensus"].numpy()[0] >= 0.5
-        case = find_case(path, arm=int(data["arm"]))
-        heatmap, members = (Placed(data[name].numpy(), data["image"].affine.numpy()) for name in ("heatmap", "members"))
+        brain = data["native_brain"].numpy()[0] > 0
+        case = find_case(path, data.get("dataset_dir"), CLASSES[int(data["arm"])], data["inputs"]["session"])
+        slab, members = (Volume(data[name].numpy(), data["image"].affine.numpy()) for name in ("heatmap", "members"))
         dseg = None
         if case.dseg is not None:
-            regions = read_volume(case.dseg, case.id)
-            dseg = Placed(regions.data, regions.affine)
-        slices = covered_slices(Placed(shares, affine), members)
+            dseg = read_volume(case.dseg, case.id)
+        covered, axis = covered_voxels(Volume(heatmap, affine), slab), axial_axis(affine)
         # The rule has been applied on the slab; on this grid the lesions only need to be told apart.
-        lesions = Placed(LesionRule().label(consensus, affine), affine)
-        forecast = _round_all(
+        lesions = Volume(LesionRule().label(consensus, affine), affine)
+        summary = data["forecast"]
+        volume_ml = float(heatmap.sum(dtype=np.float64) * voxel_volume_mm3(affine) / 1000)
+        members_ml = summary["volume_ml"]["members"]
+        forecast = _heading(data) | _rounded(
             {
-                "schema_version": SCHEMA_VERSION,
-                "notice": NOTICE,
-                "case": case.id,
-                "arm": CLASSES[case.arm],
-                **data["forecast"],
+                **summary,
+                "p_active_interval_covers": INTERVAL_COVERS,
+                "volume_ml": {"mean": volume_ml, "members": members_ml},
+                "differences": differences(
+                    summary["p_active"], volume_ml, members_ml["mean"], float(slab.values.max(initial=0))
+                ),
                 "lesions": [asdict(lesion) for lesion in lesion_table(lesions, dseg=dseg, members=members)],
-                "likely_sites": [asdict(site) for site in likely_sites(heatmap, members, dseg=dseg)],
-                "field_of_view": _field_of_view(slices, shares.shape, affine),
-                **self.settings,
-                "weights_sha256": self.weights_sha256,
-                "versions": _versions(),
+                "likely_sites": [asdict(site) for site in likely_sites(slab, np.asarray(data["counts"]), dseg=dseg)],
+                "field_of_view": field_of_view(covered_fractions(covered, brain, axis), axis),
             }
         )
+        forecast |= _provenance(data, self.inferer, self.weights)
         visit = next(name for name, volume in case.volumes.items() if volume.name == path.name).removeprefix("flair_")
         old = case.volumes.get(f"t2_{visit}")
         page = forecast_page(
-            Placed(read_flair(path, case.id).data, affine),
-            shares,
+            read_flair(path, case.id),
+            heatmap,
             consensus,
             forecast,
-            brain=data["native_brain"].numpy()[0] > 0,
-            slices=slices,
-            old_lesions=None if old is None else read_mask(old, case.id).data > 0,
+            brain=brain,
+            covered=covered,
+            old_lesions=None if old is None else read_mask(old, case.id).values,
         )
         return forecast, {
-            "net2_probseg.nii.gz": nifti_bytes(shares.astype(np.float32), path),
-            "net2_mask.nii.gz": nifti_bytes(consensus.astype(np.uint8), path),
-            "net2_forecast.json": json.dumps(forecast, indent=2).encode(),
-            "net2_forecast.png": page,
+            "probseg.nii.gz": nifti_bytes(heatmap.astype(np.float32), path, DESCRIPTION),
+            "mask.nii.gz": nifti_bytes(consensus.astype(np.uint8), path, DESCRIPTION),
+            "forecast.json": json_bytes(forecast),
+            "forecast.png": page,
         }
 
 
 class WritePreviewd(MapTransform):
-    """Writes a heatmap alone: <output_dir>/<case>/<case>_desc-preview_probseg.nii.gz.
+    """Writes a heatmap alone, with its notice: <output_dir>/<case>/<case>_desc-preview_probseg.{nii.gz,json}.
 
     Args:
         keys: heatmap (1, X, Y, Z) on the grid of the patient's FLAIR, as `RestoreNatived` leaves it.
         output_dir: gets a folder per case.
+        inferer: that made the heatmap; its settings are written into the JSON file.
+        weights: file of the network's weights, identified in the JSON file by its sha256.
 
-    Adds `files`, its path.
+    Adds `files`, their paths.
 
     Raises:
         InputError: the output folder cannot be written.
     """
 
-    def __init__(self, keys: KeysCollection = "heatmap", *, output_dir: str | Path) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection = "heatmap",
+        *,
+        output_dir: str | Path,
+        inferer: EnsembleInferer,
+        weights: str | Path | None = None,
+    ) -> None:
         super().__init__(keys)
-        self.output_dir = Path(output_dir)
-        check_writable(self.output_dir)
+        self.output_dir = writable_folder(output_dir)
+        self.inferer, self.weights = inferer, weights
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         output = dict(data)
         for key in self.key_iterator(output):
-            native = nifti_bytes(output[key].numpy()[0].clip(0, 1), Path(output[key].meta["filename_or_obj"]))
-            output["files"] = _write_case(self.output_dir, output["case"], {"preview_probseg.nii.gz": native})
+            heatmap, path = output[key].numpy()[0].clip(0, 1), Path(output[key].meta["filename_or_obj"])
+            volume_ml = float(heatmap.sum(dtype=np.float64) * voxel_volume_mm3(output[key].affine.numpy()) / 1000)
+            report = _heading(output) | _rounded({"volume_ml": {"mean": volume_ml}})
+            report |= _provenance(output, self.inferer, self.weights)
+            files = {
+                "probseg.nii.gz": nifti_bytes(heatmap, path, DESCRIPTION),
+                "probseg.json": json_bytes(report),
+            }
+            prefix = case_prefix(output)
+            files = {f"{prefix}_desc-preview_{suffix}": content for suffix, content in files.items()}
+            output["files"] = write_case(self.output_dir, output["case"], files)
         return output
 
 
-def covered_slices(native: Placed, slab: Placed) -> tuple[int, int]:
-    """First and last slice of a scan whose middle lies in the slab, along the axis nearest to inferior-superior."""
-    axis = _axial_axis(native.affine)
-    size = np.array(slab.values.shape[-3:])
-    ends = np.stack([(size - 1) / 2] * 2)
-    ends[:, 2] = -0.499, size[2] - 0.501  # its borders, but for the rounding of headers
-    index = nib.affines.apply_affine(np.linalg.inv(native.affine) @ slab.affine, ends)[:, axis]
-    first, last = np.clip([np.ceil(index.min()), np.floor(index.max())], 0, native.values.shape[axis] - 1)
-    return int(first), int(last)
+def case_prefix(data: Mapping[Hashable, Any]) -> str:
+    """How the names of a case's files begin; where arms are compared with the arm in it."""
+    arm = f"_arm-{arm_entity(CLASSES[int(data['arm'])])}" if "reference_arm" in data else ""
+    return f"{data['case']}{arm}"
 
 
-def _write_case(output_dir: Path, case: str, files: Mapping[str, bytes]) -> list[Path]:
+def arm_entity(arm: str) -> str:
+    """The arm as a BIDS entity may hold it, letters and digits only: "interferon_beta_1a" -> "interferonbeta1a"."""
+    return arm.replace("_", "")
+
+
+def writable_folder(output_dir: str | Path) -> Path:
+    """The output folder, refused before any work if it cannot be written.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    folder = Path(str(output_dir))  # the command line reads --output_dir 123 as a number
+    check_writable(folder)
+    return folder
+
+
+def write_case(output_dir: Path, case: str, files: Mapping[str, bytes]) -> list[Path]:
+    """Writes files of a case, content by name, all or none; returns their paths.
+
+    Raises:
+        InputError: they cannot be written.
+    """
     folder = output_dir / case
     try:
-        return write_together(folder, {f"{case}_desc-{suffix}": content for suffix, content in files.items()})
+        return write_together(folder, files)
     except OSError as error:
         raise not_writable(folder, error.strerror, case) from error
 
 
-def _axial_axis(affine: np.ndarray) -> int:
-    return int(np.flatnonzero(nib.io_orientation(affine)[:, 0] == 2)[0])
+def json_bytes(report: Mapping[str, Any]) -> bytes:
+    """A report as an indented JSON file."""
+    return (json.dumps(report, indent=2) + "\n").encode()
 
 
-def _field_of_view(slices: tuple[int, int], shape: tuple[int, ...], affine: np.ndarray) -> dict[str, Any]:
-    axis = _axial_axis(affine)
-    first, last = slices
+def _heading(data: Mapping[Hashable, Any]) -> dict[str, Any]:
     return {
-        "axis": axis,
-        "first_slice": first,
-        "last_slice": last,
-        "num_slices": shape[axis],
-        "statement": f"Lesions are forecast in slices {first} to {last} only, of 0 to {shape[axis] - 1} along voxel "
-        f"axis {axis}; elsewhere the maps are 0 because nothing is forecast there.",
+        "schema_version": SCHEMA_VERSION,
+        "notice": NOTICE,
+        "case": data["case"],
+        "arm": CLASSES[int(data["arm"])],
     }
 
 
-def _versions() -> dict[str, str]:
+def _provenance(data: Mapping[Hashable, Any], inferer: EnsembleInferer, weights: str | Path | None) -> dict[str, Any]:
+    """What a map was made of, and how."""
+    inputs, warnings = plain_inputs(data)
     return {
-        "bundle": __version__,
-        "monai": monai.__version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
+        "inputs": inputs,
+        "warnings": warnings,
+        "sampling": inferer.settings.as_dict(),
+        "weights_sha256": None if weights is None else _sha256(Path(weights)),
+        "versions": {
+            "bundle": __version__,
+            "monai": monai.__version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
     }
 
 
-def _round_all(report: dict[str, Any]) -> dict[str, Any]:
+@cache
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _rounded(report: dict[str, Any]) -> dict[str, Any]:
     """The report with plain JSON types, floats to four decimals."""
     return json.loads(json.dumps(report), parse_float=lambda number: round(float(number), 4))

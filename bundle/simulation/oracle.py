@@ -235,7 +235,9 @@ def read_observation(dataset_dir: str | Path, case: str, visit: str = "w048") ->
         InputError: the case has no truth or no T2 mask at that visit.
     """
     truth = read_truth(dataset_dir, case)
-    file = Path(dataset_dir) / f"derivatives/lesions/{case}/ses-{visit}/anat/{case}_ses-{visit}_label-T2lesion_mask.nii.gz"
+    file = (
+        Path(dataset_dir) / f"derivatives/lesions/{case}/ses-{visit}/anat/{case}_ses-{visit}_label-T2lesion_mask.nii.gz"
+    )
     try:
         lesions = np.asarray(nib.load(file).dataobj) > 0
     except (OSError, EOFError, nib.filebasedimages.ImageFileError) as error:

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from bundle.arms import ARMS
+from bundle.data.bids import VISITS
 from bundle.simulation.acquisition import acquire_flair, draw_texture
 from bundle.simulation.anatomy import AFFINE, SHAPE, VOXEL_MM3, Anatomy, draw_anatomy
 from bundle.simulation.drawing import form_lesions, grow, halo, placement
 from bundle.simulation.events import WEEKS, History, Protocol, assigned_arm, draw_history, t2_volume_mm3
 
-VISITS = ("w000", "w048", "w096")
 HISTORY, ANATOMY, BASELINE, NET2, ACQUISITION = range(5)  # independent streams of a patient's randomness
 
 

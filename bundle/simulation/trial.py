@@ -14,11 +14,12 @@ import numpy as np
 from tqdm import tqdm
 
 from bundle.arms import ARMS
+from bundle.data.bids import VISITS
 from bundle.errors import InputError
 from bundle.files import write_together
 from bundle.simulation.anatomy import AFFINE
 from bundle.simulation.events import assigned_arm
-from bundle.simulation.patient import VISITS, Patient, simulate_patient
+from bundle.simulation.patient import Patient, simulate_patient
 
 DERIVATIVES = ("lesions", "brain", "synthseg", "truth")
 

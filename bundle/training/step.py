@@ -1,4 +1,4 @@
-"""One iteration of training; every random number is a function of (seed, iteration, place in the global batch)."""
+"""One iteration of training; every random number is a function of (seed, iteration, position in the global batch)."""
 
 import math
 from contextlib import AbstractContextManager, nullcontext
@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from bundle.arms import NULL_ARM
 from bundle.diffusion.denoiser import Denoiser
 from bundle.diffusion.losses import DenoisingLoss
-from bundle.diffusion.slabs import NUM_VOLUMES, condition_of, fold_slices
+from bundle.diffusion.slabs import NUM_VOLUMES, Condition, fold_slices
 from bundle.errors import InputError
 from bundle.networks.weights import bare
 from bundle.runtime import rank_and_world
@@ -65,14 +65,14 @@ class TrainStep:
     Args:
         denoiser: around the network being trained (wrapped in DistributedDataParallel or not).
         loss: per-sample loss.
-        augmentation: what happens to a batch before it is noised.
+        augmentation: of a batch, before noise is added.
         average: moving average of the network, updated after each step.
         lr_schedule: stepped after each step.
         seed: of times, noise and augmentation.
         max_grad_norm: gradients are clipped to it.
         amp: bf16 autocast in the network.
-        micro_batch_size: samples that go through the network together; the gradients of a batch are accumulated over several
-            passes, which takes less memory and gives the same step. All of this process's share of the batch if not given.
+        micro_batch_size: samples that go through the network together; the gradients of a batch are accumulated over
+            several passes, which takes less memory and gives the same step. By default all samples of this process.
     """
 
     def __init__(
@@ -87,52 +87,61 @@ class TrainStep:
         amp: bool = True,
         micro_batch_size: int | None = None,
     ) -> None:
-        if micro_batch_size is not None and micro_batch_size < 1:
-            raise InputError(f"micro_batch_size={micro_batch_size} is less than 1", "correct --micro_batch_size")
         self.denoiser, self.loss, self.augmentation = denoiser, loss, augmentation
         self.average, self.lr_schedule = average, lr_schedule
         self.seed, self.max_grad_norm, self.amp = seed, max_grad_norm, amp
         self.micro_batch_size = micro_batch_size
 
     def __call__(self, engine: Engine, batch: dict[str, Any]) -> dict[str, float]:
+        """Loss, gradient norm and learning rate of one step of the optimiser.
+
+        Raises:
+            InputError: the loss or the gradient is not finite; the weights are those of the step before.
+        """
         device, optimizer = engine.state.device, engine.optimizer
         self.denoiser.train()
         optimizer.zero_grad(set_to_none=True)
-        share, loss = len(batch["image"]), 0.0
-        size = self.micro_batch_size or share
-        for first in range(0, share, size):
-            places = slice(first, min(first + size, share))
-            with self._gradients_shared(last=places.stop == share):
-                part = self._loss(batch, places, engine.state.iteration, device) / share
-                part.backward()
-            loss += part.item()
-        if not math.isfinite(loss):
-            raise InputError(
-                f"the loss is {loss} at iteration {engine.state.iteration}",
-                "run again with a lower learning rate; it goes on from the last checkpoint",
-            )
+        count, loss = len(batch["image"]), 0.0  # samples of this process
+        size = self.micro_batch_size or count
+        for first in range(0, count, size):
+            part = slice(first, min(first + size, count))
+            with self._gradients_shared(last=part.stop == count):
+                mean = self._loss(batch, part, engine.state.iteration, device) / count
+                mean.backward()
+            loss += mean.item()
         trained = [p for group in optimizer.param_groups for p in group["params"]]
-        grad_norm = nn.utils.clip_grad_norm_(trained, self.max_grad_norm)
+        grad_norm = nn.utils.clip_grad_norm_(trained, self.max_grad_norm).item()
+        for name, value in {"loss": loss, "norm of the gradient": grad_norm}.items():
+            if not math.isfinite(value):
+                raise not_finite(f"the {name} is {value}", engine.state.iteration)
         optimizer.step()
         self.lr_schedule.step()
         self.average.update_parameters(bare(self.denoiser.network))
-        return {"loss": loss, "grad_norm": grad_norm.item(), "lr": self.lr_schedule.get_last_lr()[0]}
+        return {"loss": loss, "grad_norm": grad_norm, "lr": self.lr_schedule.get_last_lr()[0]}
 
-    def _loss(self, batch: dict[str, Any], places: slice, iteration: int, device: torch.device) -> Tensor:
-        """Sum over the samples at these places of the batch, each with its own random numbers."""
+    def _loss(self, batch: dict[str, Any], part: slice, iteration: int, device: torch.device) -> Tensor:
+        """Sum over the samples of a part of the batch, each with its own random numbers."""
         image, target, weight = (
-            batch[key][places].to(device, torch.float32, non_blocking=True) for key in ("image", "target", "weight")
+            batch[key][part].to(device, torch.float32, non_blocking=True) for key in ("image", "target", "weight")
         )
         rank, world = rank_and_world()
-        share = len(batch["image"])
-        positions = range(rank * share, (rank + 1) * share)[places]
-        streams = Streams.for_batch(self.seed, iteration, positions, world * share)
+        count = len(batch["image"])
+        positions = range(rank * count, (rank + 1) * count)[part]
+        streams = Streams.for_batch(self.seed, iteration, positions, world * count)
         image, target = self.augmentation(image, target, streams)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.amp):
-            losses = self.loss(self.denoiser, fold_slices(target), condition_of(image), streams)
+            losses = self.loss(self.denoiser, fold_slices(target), Condition.of(image), streams)
         return (losses * weight).sum()
 
     def _gradients_shared(self, last: bool) -> AbstractContextManager:
         """Processes share their gradients once a step, not once a pass."""
         network = self.denoiser.network
         return nullcontext() if last or network is bare(network) else network.no_sync()
+
+
+def not_finite(problem: str, iteration: int) -> InputError:
+    """The error to raise where training has diverged."""
+    return InputError(
+        f"{problem} at iteration {iteration}",
+        "run the same command again with a lower --learning_rate; it resumes from the last checkpoint",
+    )

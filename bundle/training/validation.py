@@ -1,7 +1,7 @@
-"""Validation in training: the one-call heatmap of every patient, scored as a forecast, and what lies behind its members.
+"""Validation in training: the one-call heatmap of every patient, scored as a forecast, and denoising at lower noise.
 
-A member's lesions form on the way from noise to mask. So that members are good, x0 must be good at all levels of that way, not
-only at the noisiest, whose x0 is the heatmap: the key metric is the mean of both.
+The lesions of a member form between noise and mask. For good members x0 must be good at all noise levels in between,
+not only at the noisiest, whose x0 is the heatmap: the key metric is the mean over both.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from bundle.diffusion.denoiser import Denoiser
 from bundle.diffusion.samplers import DenoiseAt
 from bundle.diffusion.schedules import Schedule, alpha_sigma, expand_to
-from bundle.diffusion.slabs import condition_of, fold_slices, net2_probability, one_call_heatmap
+from bundle.diffusion.slabs import Condition, fold_slices, net2_probability, one_call_heatmap
 from bundle.metrics import log_skill, roc_auc
 from bundle.seeding import Streams
 
@@ -28,10 +28,10 @@ class ValidationStep:
 
     Args:
         denoiser: around the averaged weights.
-        schedule: whose noisy end the heatmap is read at.
+        schedule: the heatmap is x0 at its noisiest level.
         amp: bf16 autocast in the network.
         seed: of the noise, which is the same at every validation.
-        levels: log-SNRs at which the outcome, made noisy, is denoised as well; lesions form between them.
+        levels: log-SNRs at which the noisy outcome is denoised as well; lesions form between them.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class ValidationStep:
 
     @torch.inference_mode()
     def __call__(self, engine: Engine, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Per patient: `expected_volume` of the heatmap, `lesion_share` and `active` of the truth.
+        """Per patient: `expected_volume` of the heatmap, `lesion_fraction` and `active` of the outcome.
 
         `log_losses` (B, 1 + levels) are those of the heatmap and of NET2 as denoised at each level.
         """
@@ -56,29 +56,44 @@ class ValidationStep:
         self.denoiser.eval()
         x0 = fold_slices(target)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.amp):
-            denoise = partial(self.denoiser, condition=condition_of(image))
-            heatmap = one_call_heatmap(denoise, streams.normal(x0.shape[1:], device), self.schedule)
+            denoise = partial(self.denoiser, condition=Condition.of(image))
+            heatmap = one_call_heatmap(denoise, x0.shape, self.schedule, device)
             maps = [heatmap] + [self._denoised(denoise, x0, level, streams) for level in self.levels]
         lesion = (target[:, -1] > 0).float()
         log_losses = [F.binary_cross_entropy(p.clamp(1e-7, 1 - 1e-7), lesion, reduction="none") for p in maps]
         return {
             "expected_volume": heatmap.flatten(1).sum(1),
             "log_losses": torch.stack([loss.flatten(1).mean(1) for loss in log_losses], dim=1),
-            "lesion_share": lesion.flatten(1).mean(1),
+            "lesion_fraction": lesion.flatten(1).mean(1),
             "active": lesion.flatten(1).amax(1),
         }
 
     @staticmethod
     def _denoised(denoise: DenoiseAt, x0: Tensor, level: float, streams: Streams) -> Tensor:
-        """P(NET2), (B, H, W, S), of the outcome made noisy."""
+        """P(NET2), (B, H, W, S), of the outcome with noise of this level."""
         logsnr = x0.new_full((len(x0),), level)
         alpha, sigma = (expand_to(value, x0) for value in alpha_sigma(logsnr))
         z_t = alpha * x0 + sigma * streams.normal(x0.shape[1:], x0.device)
         return net2_probability(denoise(z_t, logsnr))
 
 
+class LogScore(EpochMetric):
+    """Logarithmic score: mean log-probability of the outcome's voxels over the heatmap and all levels, in nats.
+
+    At most 0, higher is better. It ranks weights as `MeanLogSkill` does, which is 1 + score / entropy of the outcomes,
+    and is also defined where no patient has a lesion.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            lambda losses, _: -float(_array(losses).mean()),
+            lambda o: (o["log_losses"], o["lesion_fraction"]),
+            check_compute_fn=False,
+        )
+
+
 class ActivityAUC(EpochMetric):
-    """`roc_auc` of the expected lesion volume for "has a new lesion"."""
+    """`roc_auc` of the expected lesion volume for "has a new lesion"; NaN where no patient, or every one, has."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -89,23 +104,23 @@ class ActivityAUC(EpochMetric):
 
 
 class HeatmapLogSkill(EpochMetric):
-    """`log_skill` of the heatmap."""
+    """`log_skill` of the heatmap; NaN where no patient has a lesion."""
 
     def __init__(self) -> None:
         super().__init__(
-            lambda losses, share: log_skill(_array(losses)[:, 0], _array(share)),
-            lambda o: (o["log_losses"], o["lesion_share"]),
+            lambda losses, fraction: log_skill(_array(losses)[:, 0], _array(fraction)),
+            lambda o: (o["log_losses"], o["lesion_fraction"]),
             check_compute_fn=False,
         )
 
 
 class MeanLogSkill(EpochMetric):
-    """Mean of the `log_skill` of the heatmap and of NET2 as denoised at each level."""
+    """Mean `log_skill` of the heatmap and of NET2 as denoised at each level; NaN where no patient has a lesion."""
 
     def __init__(self) -> None:
         super().__init__(
-            lambda losses, share: float(np.mean([log_skill(level, _array(share)) for level in _array(losses).T])),
-            lambda o: (o["log_losses"], o["lesion_share"]),
+            lambda losses, fraction: float(np.mean([log_skill(level, _array(fraction)) for level in _array(losses).T])),
+            lambda o: (o["log_losses"], o["lesion_fraction"]),
             check_compute_fn=False,
         )
 

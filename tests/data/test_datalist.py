@@ -72,12 +72,14 @@ def test_activity_is_a_voxel_of_net2_at_w096(make_patient):
 def test_a_split_is_read_from_the_file_that_is_made_once(trial):
     root = trial(placebo=20)
     items = load_split(root, "validation")
-    assert items == [i | {"image": str(root / i["case"])} for i in make_datalist(root)["validation"]]
+    assert items == [
+        i | {"image": str(root / i["case"]), "dataset_dir": str(root)} for i in make_datalist(root)["validation"]
+    ]
     datalist = json.loads((root / "datalist.json").read_text())
     datalist["test"] = datalist["test"][:1]
     (root / "datalist.json").write_text(json.dumps(datalist))
     assert len(load_split(root, "test", root / "datalist.json")) == 1
-    with pytest.warns(UserWarning, match="datalist.json: 1 patients came later; scripts.make_datalist makes it anew"):
+    with pytest.warns(UserWarning, match="datalist.json: 1 patients were added later; scripts.make_datalist renews it"):
         assert len(load_split(root, "test")) == 1
 
 

@@ -5,15 +5,16 @@ import torch
 from torch import nn
 
 from bundle.arms import NULL_ARM
-from bundle.diffusion.denoiser import Denoiser, unweight_foreground
 from bundle.diffusion.guidance import GuidedDenoiser
 from bundle.diffusion.predictions import BinaryPrediction, X0Prediction
-from bundle.diffusion.slabs import Condition
+from bundle.diffusion.slabs import Condition, SlabDenoiser, unweight_foreground
 
 
 @pytest.fixture
 def condition():
-    return Condition(images=torch.randn(2, 5, 4, 4, generator=torch.Generator().manual_seed(0)), arm=torch.tensor([1, 5]))
+    return Condition(
+        images=torch.randn(2, 5, 4, 4, generator=torch.Generator().manual_seed(0)), arm=torch.tensor([1, 5])
+    )
 
 
 class Spy:
@@ -47,7 +48,8 @@ def test_joint_guidance(condition, scale, value, calls):
 
 
 @pytest.mark.parametrize(
-    "images, arm, value, calls", [(1, 1, 12, 1), (3, 1, 14, 3), (1, 3, 32, 2), (2, 3, 33, 3), (1, 0, 2, 1), (0, 0, 1, 1)]
+    "images, arm, value, calls",
+    [(1, 1, 12, 1), (3, 1, 14, 3), (1, 3, 32, 2), (2, 3, 33, 3), (1, 0, 2, 1), (0, 0, 1, 1)],
 )
 def test_separate_guidance(condition, images, arm, value, calls):
     """Of 1, the images add 1 and the arm 10."""
@@ -71,7 +73,10 @@ def test_levels_on_the_cpu_suit_samples_on_any_device(condition):
             return x[:, :4]
 
     away = Condition(condition.images.to("meta"), condition.arm.to("meta"))
-    denoiser, z_t = Denoiser(Network(), X0Prediction(), foreground_weight=10), torch.zeros(2, 4, 4, 4, device="meta")
+    denoiser, z_t = (
+        SlabDenoiser(Network(), X0Prediction(), foreground_weight=10),
+        torch.zeros(2, 4, 4, 4, device="meta"),
+    )
     for denoise in (partial(denoiser, condition=away), denoiser.given(away), GuidedDenoiser(denoiser, 2).given(away)):
         assert denoise(z_t, torch.zeros(1)).shape == z_t.shape
 
@@ -85,7 +90,7 @@ def test_the_network_gets_one_tensor_in_the_contract_s_order(condition):
             return x[:, :4]
 
     z, logsnr = torch.randn(2, 4, 4, 4), torch.tensor([-3.0, 0.5])
-    Denoiser(Network(), X0Prediction()).output(z, logsnr, condition)
+    SlabDenoiser(Network(), X0Prediction(), 1).output(z, logsnr, condition)
     z_in, images, noise_plane, arm_plane = seen[0].split([4, 5, 1, 1], dim=1)
     assert torch.equal(z_in, z) and torch.equal(images, condition.images)
     assert torch.equal(noise_plane[:, 0, 2, 3], logsnr) and noise_plane.flatten(1).std(1).max() == 0
@@ -102,20 +107,20 @@ def test_a_patient_s_images_are_encoded_once_and_nothing_else_changes(condition)
             self.encoded += 1
             return images.sum(1, keepdim=True)
 
-        def guess(self, z_t, logsnr, arm, encoded):
+        def backbone(self, z_t, logsnr, arm, encoded):
             return (z_t * logsnr.reshape(-1, 1, 1, 1) + arm.reshape(-1, 1, 1, 1) + encoded) / 20
 
-        def refine(self, guess, z_t, logsnr, encoded):
-            return guess + encoded * z_t / 100
+        def add_local(self, backbone, z_t, logsnr, encoded):
+            return backbone + encoded * z_t / 100
 
         def forward(self, x):
             z_t, images, planes = x.split([4, 5, 2], dim=1)
             logsnr, arm = planes[:, :, 0, 0].unbind(1)
             encoded = images.sum(1, keepdim=True)
-            return self.refine(self.guess(z_t, logsnr, arm, encoded), z_t, logsnr, encoded)
+            return self.add_local(self.backbone(z_t, logsnr, arm, encoded), z_t, logsnr, encoded)
 
     network, z = Network(), torch.randn(3, 4, 4, 4)
-    denoiser = Denoiser(network, X0Prediction())
+    denoiser = SlabDenoiser(network, X0Prediction(), 1)
     one = Condition(condition.images[:1], condition.arm[:1])
     three = Condition(one.images.expand(3, -1, -1, -1), one.arm.expand(3))
     denoise = denoiser.given(one)
@@ -124,32 +129,32 @@ def test_a_patient_s_images_are_encoded_once_and_nothing_else_changes(condition)
     assert network.encoded == 1
 
 
-def test_within_a_rise_of_log_snr_the_guess_is_reused_and_refined_anew(condition):
+def test_within_a_rise_of_log_snr_the_backbone_is_reused_and_the_local_path_is_not(condition):
     class Network(nn.Module):
-        """Guesses how often it has guessed, and refines to guess + log-SNR / 100."""
+        """The backbone counts its calls; the local path adds log-SNR / 100."""
 
-        guesses = 0
+        computed = 0
 
         def encode(self, images):
             return {}
 
-        def guess(self, z_t, logsnr, arm, encoded):
-            self.guesses += 1
-            return torch.full_like(z_t, self.guesses / 10)
+        def backbone(self, z_t, logsnr, arm, encoded):
+            self.computed += 1
+            return torch.full_like(z_t, self.computed / 10)
 
-        def refine(self, guess, z_t, logsnr, encoded):
-            return guess + logsnr / 100
+        def add_local(self, backbone, z_t, logsnr, encoded):
+            return backbone + logsnr / 100
 
     z, walk = torch.zeros(2, 4, 4, 4), (-16.0, -4.0, -3.5, -3.0, -2.5)
 
     def walks(reuse_within, *levels):
-        denoise = Denoiser(Network(), X0Prediction(), foreground_weight=1).given(condition, reuse_within)
+        denoise = SlabDenoiser(Network(), X0Prediction(), foreground_weight=1).given(condition, reuse_within)
         found = [denoise(z, torch.tensor([level]))[0, 0, 0, 0].item() for level in levels]
         return [round(10 * (x0 - level / 100)) for x0, level in zip(found, levels)]
 
     assert walks(0.0, *walk) == [1, 2, 3, 4, 5]
     assert walks(0.6, *walk) == [1, 2, 2, 3, 3]
-    assert walks(1.1, *walk, *walk) == [1, 2, 2, 2, 3, 4, 5, 5, 5, 6]  # the next batch starts with a guess of its own
+    assert walks(1.1, *walk, *walk) == [1, 2, 2, 2, 3, 4, 5, 5, 5, 6]  # the next batch starts with a call of its own
     assert walks(9.0, -4.0, -4.0) == [1, 2]  # so does one of a single step
 
 
@@ -159,7 +164,7 @@ def test_x0_stays_in_range_and_only_the_mask_is_unweighted(condition):
             return torch.full_like(x[:, :4], 0.6).index_fill(1, torch.tensor([0]), 7.0)
 
     z = torch.zeros(2, 4, 4, 4)
-    x0 = Denoiser(Network(), X0Prediction(), foreground_weight=10)(z, torch.zeros(2), condition)
+    x0 = SlabDenoiser(Network(), X0Prediction(), foreground_weight=10)(z, torch.zeros(2), condition)
     assert (x0[:, 0] == 1).all() and (x0[:, 1] == 0.6).all()
     torch.testing.assert_close(x0[:, 2:], torch.full_like(x0[:, 2:], 2 * 0.8 / (0.8 + 10 * 0.2) - 1))
 

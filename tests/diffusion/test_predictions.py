@@ -11,7 +11,12 @@ from bundle.diffusion.predictions import (
 )
 from bundle.diffusion.schedules import alpha_sigma
 
-LINEAR = [X0Prediction(), EpsPrediction(), VPrediction(), PreconditionedPrediction()]
+
+def target(prediction, x0, eps, alpha, sigma):
+    """The output that gives x0: `to_x0` of the linear predictions is a line in the output."""
+    z_t, one = alpha * x0 + sigma * eps, torch.ones_like(x0)
+    intercept = prediction.to_x0(0 * one, z_t, alpha, sigma)
+    return (x0 - intercept) / (prediction.to_x0(one, z_t, alpha, sigma) - intercept)
 
 
 @pytest.fixture
@@ -22,12 +27,19 @@ def sample():
     return x0, eps, alpha, sigma, alpha * x0 + sigma * eps
 
 
-@pytest.mark.parametrize("prediction", LINEAR)
-def test_target_comes_back_as_x0(prediction, sample):
+@pytest.mark.parametrize(
+    "prediction, formula",
+    [
+        (X0Prediction(), lambda x0, eps, alpha, sigma: x0),
+        (EpsPrediction(), lambda x0, eps, alpha, sigma: eps),
+        (VPrediction(), lambda x0, eps, alpha, sigma: alpha * eps - sigma * x0),
+    ],
+)
+def test_the_output_that_gives_x0_is_what_the_prediction_is_named_after(prediction, formula, sample):
     x0, eps, alpha, sigma, z_t = sample
-    target = prediction.target(x0, eps, alpha, sigma)
-    torch.testing.assert_close(prediction.to_x0(target, z_t, alpha, sigma), x0)
-    torch.testing.assert_close(prediction.error(target, x0, z_t, alpha, sigma), torch.zeros_like(x0))
+    output = formula(x0, eps, alpha, sigma)
+    torch.testing.assert_close(prediction.to_x0(output, z_t, alpha, sigma), x0)
+    torch.testing.assert_close(prediction.error(output, x0, z_t, alpha, sigma), torch.zeros_like(x0))
 
 
 def test_one_weighting_on_x0_is_the_papers_on_v_and_eps(sample):
@@ -35,7 +47,7 @@ def test_one_weighting_on_x0_is_the_papers_on_v_and_eps(sample):
     x0, eps, alpha, sigma, z_t = sample
     snr = (alpha / sigma) ** 2
     for prediction, factor in [(VPrediction(), 1 / (snr + 1)), (EpsPrediction(), 1 / snr)]:
-        output = prediction.target(x0, eps, alpha, sigma) + 0.3
+        output = target(prediction, x0, eps, alpha, sigma) + 0.3
         torch.testing.assert_close(
             prediction.error(output, x0, z_t, alpha, sigma), factor * 0.3**2 * torch.ones_like(x0)
         )
@@ -74,8 +86,8 @@ def test_contrasts_are_predicted_each_in_its_way():
 
 def test_preconditioning_is_v_at_unit_spread_and_the_best_linear_guess_at_output_zero(sample):
     x0, eps, alpha, sigma, z_t = sample
-    v = VPrediction().target(x0, eps, alpha, sigma)
-    torch.testing.assert_close(PreconditionedPrediction(1.0).target(x0, eps, alpha, sigma), -v)
+    v = alpha * eps - sigma * x0
+    torch.testing.assert_close(target(PreconditionedPrediction(1.0), x0, eps, alpha, sigma), -v)
     std = 0.25
     gain = alpha * std**2 / (alpha**2 * std**2 + sigma**2)  # Wiener filter
     torch.testing.assert_close(PreconditionedPrediction(std).to_x0(0 * z_t, z_t, alpha, sigma), gain * z_t)

@@ -1,3 +1,5 @@
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -52,18 +54,22 @@ def test_an_ensemble_is_counted_member_by_member():
     assert forecast.member_counts.tolist() == [0, 1, 2, 1]
 
 
+@dataclass(frozen=True)
+class Settings:
+    num_members: int
+
+
 class OfArm:
     """An inferer whose members mark one voxel for each class index."""
 
     def __init__(self, num_members=2):
-        self.num_members = num_members
+        self.settings = Settings(num_members)
 
-    @property
-    def settings(self):
-        return {"num_members": self.num_members}
+    def with_settings(self, num_members):
+        return OfArm(num_members)
 
     def __call__(self, image, network):
-        members = torch.zeros(1, self.num_members, *image.shape[2:])
+        members = torch.zeros(1, self.settings.num_members, *image.shape[2:])
         members[0, :, : int(image[0, -1, 0, 0, 0]) * 2 : 2, 0, 0] = 1
         self.case = image.meta["case"]
         return members
@@ -87,7 +93,7 @@ class Broken(OfArm):
     """Its members, or its heatmap alone, are not finite."""
 
     def __call__(self, image, network):
-        return super().__call__(image, network) * (np.nan if self.num_members == 2 else 1)
+        return super().__call__(image, network) * (np.nan if self.settings.num_members == 2 else 1)
 
     def heatmap(self, image, network):
         return super().heatmap(image, network) / 0

@@ -1,4 +1,4 @@
-import copy
+import json
 from contextlib import nullcontext
 
 import pytest
@@ -8,11 +8,10 @@ from monai.data import MetaTensor
 from torch import nn
 
 from bundle.data.transforms import LoadCased
-from bundle.diffusion.denoiser import Denoiser
 from bundle.diffusion.predictions import BinaryPrediction, ContrastwisePrediction, X0Prediction
 from bundle.diffusion.samplers import AncestralSampler, DPMSolverPP2M
 from bundle.diffusion.schedules import Cosine, LogSNRUniformGrid
-from bundle.diffusion.slabs import condition_of, one_call_heatmap
+from bundle.diffusion.slabs import Condition, SlabDenoiser, one_call_heatmap
 from bundle.forecasters.ensemble import EnsembleInferer
 from bundle.networks.slab_unet import ForecastNetwork
 from bundle.seeding import Streams
@@ -33,8 +32,11 @@ class Prior(nn.Module):
         return torch.cat([flair, torch.full_like(flair, self.half_log_odds) + 0 * x[:, -1:]], dim=1)
 
 
-def inferer(sampler=AncestralSampler(), **changes):
-    arguments = dict(num_members=4, num_steps=30, foreground_weight=1.0, amp=False, progress=False)
+ANCESTRAL = AncestralSampler()
+
+
+def inferer(sampler=ANCESTRAL, **changes):
+    arguments = dict(num_members=4, num_steps=30, reuse_within=0.0, foreground_weight=1.0, amp=False, progress=False)
     prediction = ContrastwisePrediction((X0Prediction(), BinaryPrediction()))
     return EnsembleInferer(Cosine(10, -10), LogSNRUniformGrid(), sampler, prediction, **arguments | changes)
 
@@ -47,7 +49,7 @@ def image(batch=1, arm=2.0, cases=None):
 
 def test_the_condition_is_read_off_the_image_tensor():
     x = image(2, arm=5.0)
-    condition = condition_of(x)
+    condition = Condition.of(x)
     assert condition.arm.tolist() == [5, 5]
     assert torch.equal(condition.images[:, 3 * S + 1], x[:, 3, ..., 1])  # w048 FLAIR, second slice
 
@@ -65,22 +67,20 @@ def test_members_have_the_frequency_of_the_exact_denoiser(probability):
 
 def test_the_one_call_heatmap_is_the_prior():
     network = Prior(0.3)
-    denoise = Denoiser(network, inferer().prediction, foreground_weight=1.0).given(condition_of(image(2)))
-    heatmap = one_call_heatmap(denoise, Streams([1, 2]).normal((2 * S, 6, 6)), Cosine(20, -20))
+    denoise = SlabDenoiser(network, inferer().settings.prediction, foreground_weight=1.0).given(Condition.of(image(2)))
+    heatmap = one_call_heatmap(denoise, (2, 2 * S, 6, 6), Cosine(20, -20))
     torch.testing.assert_close(heatmap, torch.full((2, 6, 6, S), 0.3), rtol=0, atol=1e-3)
     assert network.calls == 1
 
 
-def test_the_inferer_tells_the_heatmap_of_each_patient_in_one_call():
+def test_the_heatmap_takes_one_call_and_depends_on_the_patient_alone():
     network = Prior(0.3)
-    draws = inferer()
-    draws.schedule = Cosine(20, -20)
+    draws = inferer().with_settings(schedule=Cosine(20, -20))
     heatmap = draws.heatmap(image(2, cases=["a", "b"]), network)
     torch.testing.assert_close(heatmap, torch.full((2, 6, 6, S), 0.3), rtol=0, atol=1e-3)
     assert network.calls == 1
-    torch.testing.assert_close(draws.heatmap(image(2, cases=["c", "b"]), network)[1:], heatmap[1:])
-    draws.guidance_scale = draws.arm_guidance_scale = 2.0
-    draws.heatmap(image(), network)
+    assert torch.equal(draws.with_settings(seed=5).heatmap(image(2, cases=["c", "d"]), network), heatmap)
+    draws.with_settings(guidance_scale=2.0, arm_guidance_scale=2.0).heatmap(image(), network)
     assert network.calls == 4  # guided as members are
 
 
@@ -113,27 +113,28 @@ def test_calls_are_steps_times_batches(guidance_scale, calls):
 def test_guidance_in_an_interval_doubles_the_calls_there_alone():
     network = Prior()
     draws = inferer(num_members=2, num_steps=7, guidance_scale=2.0, guidance_interval=(-2.0, 3.0))
-    inside = ((draws.grid(draws.schedule, 7)[:-1] >= -2) & (draws.grid(draws.schedule, 7)[:-1] <= 3)).sum().item()
+    levels = draws.settings.grid(draws.settings.schedule, 7)[:-1]
+    inside = ((levels >= -2) & (levels <= 3)).sum().item()
     draws(image(), network)
     assert 0 < inside < 7 and network.calls == 7 + inside
 
 
 @pytest.mark.parametrize("guidance_scale, calls", [(1.0, 1), (2.0, 2)])
-def test_the_guess_is_reused_within_each_batch_and_call_of_guidance(guidance_scale, calls):
-    class Refining(Prior):
-        encode, refinements = staticmethod(lambda images: {}), 0
+def test_the_backbone_is_reused_within_each_batch_and_call_of_guidance(guidance_scale, calls):
+    class WithLocalPath(Prior):
+        encode, local_calls = staticmethod(lambda images: {}), 0
 
-        def guess(self, z_t, logsnr, arm, encoded):
+        def backbone(self, z_t, logsnr, arm, encoded):
             return self(z_t)
 
-        def refine(self, guess, z_t, logsnr, encoded):
-            self.refinements += 1
-            return guess
+        def add_local(self, backbone, z_t, logsnr, encoded):
+            self.local_calls += 1
+            return backbone
 
-    network = Refining()
+    network = WithLocalPath()
     draws = inferer(num_members=5, num_steps=20, member_batch=2, guidance_scale=guidance_scale, reuse_within=2.5)
-    draws(image(), network)  # steps of 1 from -10 to 10: a guess at every third
-    assert network.calls == calls * 7 * 3 and network.refinements == calls * 20 * 3
+    draws(image(), network)  # steps of 1 from -10 to 10: the backbone at every third
+    assert network.calls == calls * 7 * 3 and network.local_calls == calls * 20 * 3
 
 
 @pytest.mark.parametrize("sampler", [AncestralSampler(), DPMSolverPP2M()])
@@ -161,6 +162,16 @@ def test_the_batch_shrinks_when_memory_is_short():
     torch.testing.assert_close(members, inferer(num_members=5, num_steps=2)(image(cases=["a"]), Prior()))
 
 
+def test_settings_name_all_that_members_depend_on_in_plain_types():
+    plain = json.loads(json.dumps(inferer(AncestralSampler(eta=0.5), guidance_interval=[-1, 2]).settings.as_dict()))
+    assert plain["sampler"] == {"type": "AncestralSampler", "eta": 0.5} and plain["guidance_interval"] == [-1, 2]
+    assert plain["schedule"] == {"type": "Cosine", "logsnr_max": 10, "logsnr_min": -10}
+    assert plain["prediction"]["contrasts"] == [{"type": "X0Prediction"}, {"type": "BinaryPrediction"}]
+    assert plain["grid"] == {"type": "LogSNRUniformGrid", "logsnr_min": "-inf", "logsnr_max": "inf"}  # strict JSON
+    assert plain["arm_guidance_scale"] == 1 and "member_batch" not in plain
+    assert inferer().settings == inferer(member_batch=3).settings != inferer(seed=1).settings
+
+
 @pytest.mark.parametrize("name", ["num_members", "num_steps", "member_batch"])
 def test_numbers_below_one_are_refused(name):
     with pytest.raises(ValueError, match=f"{name}=0"):
@@ -172,8 +183,7 @@ def test_bf16_changes_neither_members_nor_heatmap_of_the_shipped_weights(trial):
     """Beyond a hundredth of their voxels, and of the expected volume; of the patient who is to have most lesions."""
     config = inference_config(num_members=4, progress=False, device="cpu")
     network, half = (config.get_parsed_content(name) for name in ("network", "inferer"))
-    single = copy.copy(half)
-    single.amp = False
+    single = half.with_settings(amp=False)
     load = LoadCased(grid=config.get_parsed_content("grid"))
     images = [load({"image": str(folder), "arm": "placebo"})["image"][None] for folder in sorted(trial.glob("sub-*"))]
     image = max(images, key=lambda image: half.heatmap(image, network).sum().item())

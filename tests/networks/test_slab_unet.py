@@ -4,16 +4,21 @@ import pytest
 import torch
 from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 
-from bundle.networks.local_path import logsnr_to_timestep
+from bundle.networks.local_path import LocalPath, logsnr_to_timestep
 from bundle.networks.slab_unet import ForecastNetwork
 from scripts.training_speed import PeakMemory
+
+PAPER = dict(
+    channels=(128, 256, 256, 512, 512, 1024), attention_levels=(False,) * 4 + (True,) * 2, num_res_blocks=3,
+    num_head_channels=64, patch_size=1, conditioning_channels=128, local_channels=0, with_loads=False,
+)  # fmt: skip
 
 
 def tiny(**changes):
     torch.manual_seed(0)
     arguments = dict(
         num_slices=3, channels=(8, 16), attention_levels=(False, True), num_res_blocks=1, num_head_channels=8,
-        norm_num_groups=4, conditioning_channels=8,
+        norm_num_groups=4, patch_size=1, conditioning_channels=8, local_channels=0, with_loads=False,
     )  # fmt: skip
     return ForecastNetwork(**arguments | changes)
 
@@ -25,7 +30,7 @@ def one_tensor(batch=2, side=16, logsnr=0.0, arm=3.0):
 
 
 def denoise(network, z_t, logsnr, arm, encoded):
-    return network.refine(network.guess(z_t, logsnr, arm, encoded), z_t, logsnr, encoded)
+    return network.add_local(network.backbone(z_t, logsnr, arm, encoded), z_t, logsnr, encoded)
 
 
 def randomise(network):
@@ -38,8 +43,11 @@ def randomise(network):
 
 def test_paper_scale_has_589_million_parameters():
     with torch.device("meta"):
-        network = ForecastNetwork()
-    count = lambda module: sum(p.numel() for p in module.parameters()) / 1e6
+        network = ForecastNetwork(**PAPER)
+
+    def count(module):
+        return sum(p.numel() for p in module.parameters()) / 1e6
+
     control = count(network.controlnet) + count(network.image_embedding)
     assert abs(count(network.unet) - 418.4) < 0.1 and abs(control - 170.8) < 0.1
     assert abs(count(network) - 589) < 1
@@ -47,7 +55,7 @@ def test_paper_scale_has_589_million_parameters():
 
 def test_paper_scale_has_six_levels_with_attention_at_16_and_8():
     with torch.device("meta"):
-        network = ForecastNetwork()
+        network = ForecastNetwork(**PAPER)
     sides = [256 // 2**level for level in range(len(network.unet.down_blocks))]
     attends = [hasattr(block, "attentions") for block in network.unet.down_blocks]
     assert [side for side, attention in zip(sides, attends) if attention] == [16, 8] and len(sides) == 6
@@ -58,7 +66,9 @@ def test_gradient_checkpointing_keeps_less_and_changes_nothing(frozen):
     """Of three residual blocks a level, as in the paper; the moving average's copy of the network is as good."""
 
     def gradients(**changes):
-        network = randomise(tiny(channels=(8, 16, 16), attention_levels=(False, False, True), num_res_blocks=3, **changes))
+        network = randomise(
+            tiny(channels=(8, 16, 16), attention_levels=(False, False, True), num_res_blocks=3, **changes)
+        )
         network = copy.deepcopy(network)
         if frozen:
             network.unet.requires_grad_(False)
@@ -87,7 +97,7 @@ def test_a_fresh_local_path_changes_nothing(patch_size):
 
 @pytest.mark.parametrize("patch_size", [1, 2])
 def test_the_local_path_sees_neighbours_only_and_treats_all_slices_alike(patch_size):
-    """Alone (a UNet that says 0), a voxel moves its neighbours' outputs, in the same way in each slice and contrast's place."""
+    """Beside a UNet whose output is 0, a voxel changes its neighbours' outputs, and in the same way in every slice."""
     network = tiny(patch_size=patch_size, local_channels=8, num_slices=9, with_control=False)
     randomise(network.local)
     for parameter in network.unet.out[-1].parameters():
@@ -145,13 +155,32 @@ def test_samples_of_one_patient_share_what_the_images_say():
     torch.testing.assert_close(once, network(x))
 
 
-def test_samples_at_one_level_may_share_it():
-    """Then filters are modulated in the place of voxels, which must give the same."""
-    network, x = randomise(tiny(local_channels=8, with_loads=True)), one_tensor(batch=3)
+@pytest.mark.parametrize("logsnr", [-15.0, -4.0, -2.0, 0.0, 4.0, 15.0])
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_samples_at_one_level_give_the_same_as_each_at_its_own(logsnr, scale):
+    """Filters are modulated instead of voxels, also where log-likelihoods are far beyond the range of exp."""
+    network = randomise(tiny(local_channels=8, with_loads=True))
+    for weight in (network.local.out.weight, network.local.outcome.weight):
+        weight.data *= scale
+    x = one_tensor(batch=3, logsnr=logsnr)
     x[:, 6:] = x[:1, 6:]
     levels, arms, encoded = x[:, -2, 0, 0], x[:, -1, 0, 0].long(), network.encode(x[:1, 6:27])
     shared = denoise(network, x[:, :6], levels[:1], arms[:1], encoded)
-    torch.testing.assert_close(shared, denoise(network, x[:, :6], levels, arms, encoded))
+    assert shared.isfinite().all() and (scale == 1 or shared.abs().max() > 42)
+    torch.testing.assert_close(shared, denoise(network, x[:, :6], levels, arms, encoded), rtol=1e-3, atol=1e-3 * scale)
+    torch.testing.assert_close(network(x[:1]), network(x)[:1], rtol=1e-3, atol=1e-3 * scale)
+
+
+def test_likelihoods_of_hypotheses_are_added_up():
+    """log(sum of likelihoods for) - log(sum against), however large they are, up to what a float32 can tell."""
+    local = LocalPath(2, 7, channels=4, hypotheses=3)
+    logs = torch.tensor(
+        [[3.0, -2.0, 0.5, 1.0, 2.0], [300.0, 0.0, 0.0, 280.0, 1.0], [-300.0, -200.0, -250.0, 0.0, 10.0]]
+    )
+    exact = (logs[:, :3].logsumexp(1) - torch.cat([logs[:, 3:], torch.zeros(3, 1)], dim=1).logsumexp(1)) / 2
+    found = local._half_log_odds(logs[..., None, None, None]).flatten()
+    torch.testing.assert_close(found[:2], exact[:2])
+    assert exact[2] < found[2] < -40  # beyond a ratio of e^85 it only has to be large
 
 
 def test_without_control_the_images_are_not_read():
