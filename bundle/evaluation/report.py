@@ -37,6 +37,13 @@ HEADINGS = {  # of each table: heading and explanation
         "its mean of "
         "that logarithm, which minimises the expected squared error.",
     ),
+    "where": (
+        "Where: location of the lesions of active patients",
+        "Every heatmap is scaled to the same volume, so that who is active and how much is forecast have no effect. "
+        "Log score: mean of log(density / uniform density within the brain) at the lesions, in nats; 0 for a uniform map. "
+        "Top of the brain: the part of its volume with the highest values. Sites: local maxima of the smoothed heatmap, at "
+        "least 20 mm apart.",
+    ),
     "detection": (
         "Who and where: lesions and voxels",
         "Lesions of the consensus (voxels that at least half of the ensemble marks) against those of the outcome, "
