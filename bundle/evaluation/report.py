@@ -40,9 +40,9 @@ HEADINGS = {  # of each table: heading and explanation
     "where": (
         "Where: location of the lesions of active patients",
         "Every heatmap is scaled to the same volume, so that who is active and how much is forecast have no effect. "
-        "Log score: mean of log(density / uniform density within the brain) at the lesions, in nats; 0 for a uniform map. "
-        "Top of the brain: the part of its volume with the highest values. Sites: local maxima of the smoothed heatmap, at "
-        "least 20 mm apart.",
+        "Log score: mean of log(density / uniform density within the brain) at the lesions, in nats; 0 for a uniform "
+        "map. Top of the brain: the part of its volume with the highest values. Sites: local maxima of the smoothed "
+        "heatmap, at least 20 mm apart.",
     ),
     "detection": (
         "Who and where: lesions and voxels",

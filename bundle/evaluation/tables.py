@@ -103,7 +103,7 @@ def members_table(scores: Mapping[str, Scores], draws: int = 1000) -> pd.DataFra
 
     A metric has converged at a size if from there on it stays within a tenth of its interval's width of its last
     value: what more members could change is then small compared with what other patients would. Only forecasters with
-        members.
+    members.
     """
     tables = []
     for name, s in scores.items():
