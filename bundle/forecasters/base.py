@@ -25,7 +25,7 @@ MAX_COUNT = 256  # the last entry of a count distribution means "this many or mo
 class Role(str, Enum):
     """What a forecaster is compared as. Tables and charts treat forecasters by role, never by name.
 
-    FLOOR: knows the arm and the population only; 0 on the scale of the gap closed.
+    FLOOR: the best probabilities that need no more than the arm and the population; 0 on the scale of the gap closed.
     BASELINE: must be beaten by a model; the best one of each metric is compared with the models in pairs.
     MODEL: what is evaluated.
     CEILING: the best possible forecast; 1 on the scale of the gap closed.
