@@ -17,8 +17,8 @@ class InputError(ValueError):
         file: the file or folder concerned.
     """
 
-    def __init__(self, problem: str, fix: str, *, case: str = "", file: str | Path = "") -> None:
-        prefix = "".join([f"{case}: " if case else "", f"{file}: " if str(file) else ""])
+    def __init__(self, problem: str, fix: str, *, case: str = "", file: str | Path | None = None) -> None:
+        prefix = "".join([f"{case}: " if case else "", f"{file}: " if file else ""])
         super().__init__(" ".join(f"{prefix}{problem}; {fix}".split("\n")))
 
 

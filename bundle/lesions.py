@@ -192,6 +192,3 @@ def region_of(points_mm: np.ndarray, dseg: Volume) -> str | None:
 def fraction_marking(points_mm: np.ndarray, members: Volume) -> float:
     """Fraction of members (K, H, W, S) that mark a voxel in which one of the points (N, 3) lies, in [0, 1]."""
     return float(members.at(points_mm).any(axis=-1).mean())
-
-
-Placed = Volume  # until the other rooms use the new name

@@ -42,6 +42,8 @@ def check_options(arguments: Sequence[str] | None = None) -> None:
     options = dict(_parsed(arguments))
     if options.get("args_file"):
         options = dict(monai.bundle.ConfigParser.load_config_file(options["args_file"])) | options
+    if not options.get("config_file"):
+        return
     config = monai.bundle.ConfigParser.load_config_files(options["config_file"])
     for name in options:
         if name not in _OF_MONAI:

@@ -1,4 +1,4 @@
-"""python -m scripts.make_datalist --dataset_dir DIR: splits a data set into training, validation and test."""
+"""python -m scripts.make_datalist --dataset_dir DIR [--out FILE] [--seed N] [--validation F] [--test F]"""
 
 from pathlib import Path
 

@@ -38,7 +38,7 @@ def first_call(**settings: str) -> dict:
 
 
 def until_first_call(started: float, arguments: list[str]) -> None:
-    """Run inference up to the first network call and tell how long it took; never returns."""
+    """Run inference up to the first network call and print how long it took; never returns."""
     times = [started, time.time()]
     import torch  # noqa: F401
 
@@ -49,13 +49,13 @@ def until_first_call(started: float, arguments: list[str]) -> None:
     packages = top_level()
     from bundle.networks.slab_unet import ForecastNetwork
 
-    def tell(*_: object, **__: object) -> None:
+    def report(*_: object, **__: object) -> None:
         times.append(time.time())
         seconds = {phase: end - start for phase, start, end in zip(PHASES, times, times[1:])}
         print("\n" + json.dumps({"seconds": seconds, "packages": sorted(top_level() - packages)}), flush=True)
         os._exit(0)
 
-    ForecastNetwork.backbone = tell
+    ForecastNetwork.backbone = report
     sys.argv = ["monai.bundle", "run", "inference", "--config_file", "configs/inference.json", *arguments]
     runpy.run_module("monai.bundle", run_name="__main__")
 

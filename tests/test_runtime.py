@@ -1,5 +1,6 @@
 """Freed memory is kept, counted in the pages that the system had to wipe; workers end with their parent."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -8,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from bundle.runtime import quiet_libraries
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = """
@@ -101,3 +104,33 @@ def test_workers_end_when_their_parent_is_killed(program, argument, tmp_path):
     while any(map(runs, workers)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.fixture
+def console(monkeypatch):
+    """What the root logger prints, as MONAI sets it up."""
+    printed = []
+
+    class Keep(logging.Handler):
+        def emit(self, record):
+            printed.append(record.getMessage())
+
+    monkeypatch.setattr(logging.getLogger(), "handlers", [Keep()])
+    return printed
+
+
+def test_what_engines_say_of_themselves_is_dropped_and_metrics_stay(console):
+    quiet_libraries()
+    engine = logging.getLogger("ignite.engine.engine.SupervisedTrainer")
+    engine.setLevel(logging.INFO)
+    metrics = ["Epoch[1] Metrics -- loss: 0.1", "Epoch: 1/2, Iter: 1/8 -- train_loss: 0.2"]
+    for line in (
+        "Engine run resuming from iteration 0, epoch 0 until 1 epochs",
+        "Engine run finished. Time taken: 00:00:01.000",
+        "Epoch[1] Complete. Time taken: 00:00:01.000",
+        "Current run is terminating due to exception: disk full",
+        *metrics,
+    ):
+        engine.info(line)
+    logging.getLogger("bundle").warning("Engine run by someone else")
+    assert console == [*metrics, "Engine run by someone else"]

@@ -107,9 +107,10 @@ def find_case(
     def found(kind: str, visit: str) -> Path | None:
         return _only(_matching(root, case, sessions[visit], kind), case)
 
-    volumes = {name: path for name in CONDITION + OUTCOME if (path := found(*name.split("_")))}
-    brain = {visit: path for visit in VISITS if (path := found("brain", visit))}
-    dsegs = [path for visit in ("w048", "w000") if (path := found("dseg", visit))]
+    with _readable(folder, case):
+        volumes = {name: path for name in CONDITION + OUTCOME if (path := found(*name.split("_")))}
+        brain = {visit: path for visit in VISITS if (path := found("brain", visit))}
+        dsegs = [path for visit in ("w048", "w000") if (path := found("dseg", visit))]
     return Case(case, root, arm, volumes, brain, dsegs[0] if dsegs else None, sessions, warnings)
 
 

@@ -56,8 +56,11 @@ class CachedCases(Dataset):
         compact = self._cached(file)
         if compact is None:
             compact = self.compact(self.load(item | {"arm": arm}))
-            with written_whole(file) as stream:
-                torch.save(compact, stream)
+            try:
+                with written_whole(file) as stream:
+                    torch.save(compact, stream)
+            except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
+                raise InputError(f"cannot be written: {error}", "make room for the cache", file=file) from error
         labels = {"arm": arm, "active": bool(item["active"]), "weight": float(item.get("weight", 1)), "case": case.id}
         return expand_case(compact, arm) | labels
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from bundle.arms import CLASSES, NULL_ARM
 from bundle.data.bids import Case, find_case, list_cases
 from bundle.data.tables import checked_arm, read_participants
 from bundle.data.volumes import read_mask
-from bundle.errors import InputError
+from bundle.errors import InputError, warn
 from bundle.files import written_whole
 
 SPLITS = ("training", "validation", "test")
@@ -92,15 +91,17 @@ def load_split(
     try:
         content = json.loads(path.read_text())
         names = SPLITS if split == "all" else [split]
-        listed = {name: content[name] for name in names}
-        known = {item["case"] for name in SPLITS for item in content.get(name, ())} | set(content.get("left_out", ()))
+        listed = {name: list(content[name]) for name in names}
+        known = {str(item) for item in content.get("left_out") or ()}
+        for name in SPLITS:
+            known |= {str(item.get("case")) for item in content.get(name) or () if isinstance(item, dict)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"no datalist with {split!r} in it", "make it with scripts.make_datalist", file=path
         ) from error
     items = [_checked_item(item, root, path) for name in names for item in listed[name]]
     if datalist is None and (new := set(list_cases(root)) - known):
-        warnings.warn(f"{path}: {len(new)} patients were added later; scripts.make_datalist renews it", stacklevel=2)
+        warn(f"{path}: {len(new)} patients were added later; scripts.make_datalist renews it")
     return items
 
 

@@ -108,7 +108,7 @@ def fine_points(affine: np.ndarray, slab_affine: np.ndarray) -> tuple[np.ndarray
 def is_too_fine(affine: np.ndarray, slab_affine: np.ndarray, grid: SlabGrid) -> bool:
     """Whether a volume's voxels are so small that reading it onto the slab would need more than half a gigabyte."""
     points, _ = fine_points(affine, slab_affine)
-    return float(points.astype(float).prod()) * np.prod(grid.shape) > _MAX_POINTS
+    return bool(points.astype(float).prod() * np.prod(grid.shape) > _MAX_POINTS)
 
 
 def read_linearly(data: np.ndarray, affine: np.ndarray, at: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

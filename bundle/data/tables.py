@@ -14,7 +14,7 @@ LABEL = re.compile(r"sub-[A-Za-z0-9]+")
 _DAYS_A_MONTH = 365.25 / 12
 
 
-def checked_arm(arm: Any, fix: str, *, case: str = "", file: str | Path = "") -> int:
+def checked_arm(arm: Any, fix: str, *, case: str = "", file: str | Path | None = None) -> int:
     """Class index of whatever `bundle.arms.arm_index` takes.
 
     Raises:

@@ -22,7 +22,13 @@ from bundle.seeding import digest_of
 
 
 class Reader(Protocol):
-    """Reads patients; see `bundle.forecasters.cohort.CaseReader`. A dataclass, as its settings are part of keys."""
+    """Reads patients; see `bundle.forecasters.cohort.CaseReader`. A dataclass, as its settings are part of keys.
+
+    Attributes:
+        visits: session labels, see `bundle.data.bids.find_case`.
+    """
+
+    visits: Mapping[str, str] | None
 
     def __call__(self, item: Mapping[str, Any]) -> ObservedCase: ...
 

@@ -158,7 +158,6 @@ def gap_closed(tables: Mapping[str, pd.DataFrame], colours: Mapping[str, str]) -
     """
     table = pd.concat(tables.values())
     table = table[(table.arm == ALL) & table.gap_closed.notna()]
-    # A floor is drawn where it is not the one that the gap starts from.
     table = table[table.role.isin([Role.BASELINE.value, Role.MODEL.value])]
     names = list(dict.fromkeys(table.metric))
     figure = Figure(figsize=(9, 0.45 * len(names) + 1.2), layout="constrained")
@@ -167,7 +166,9 @@ def gap_closed(tables: Mapping[str, pd.DataFrame], colours: Mapping[str, str]) -
     axis.axvline(1, color=COLOURS[Role.CEILING][0], lw=1)
     for row, metric in enumerate(names):
         for point in table[table.metric == metric].itertuples():
-            axis.plot(np.clip(point.gap_closed, -0.5, 1.3), -row, "o", color=colours[point.forecaster], ms=6, alpha=0.9)
+            low, x, high = np.clip([point.gap_low, point.gap_closed, point.gap_high], -0.5, 1.3)
+            axis.plot([low, high], [-row, -row], color=colours[point.forecaster], lw=1, alpha=0.5)
+            axis.plot(x, -row, "o", color=colours[point.forecaster], ms=6, alpha=0.9)
     axis.set_yticks([-row for row in range(len(names))], names, fontsize=9)
     axis.set(xlim=(-0.55, 1.35), xlabel="fraction of the gap closed: 0 floor, 1 oracle (clipped to the frame)")
     for name in dict.fromkeys(table.forecaster):

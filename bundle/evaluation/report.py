@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from bundle import __version__
 from bundle.evaluation.charts import display_name
-from bundle.evaluation.tables import DIFFERENCE
+from bundle.evaluation.tables import FROM_BEST, FROM_CEILING
 from bundle.files import written_whole
 
 HEADINGS = {  # of each table: heading and explanation
@@ -36,6 +36,13 @@ HEADINGS = {  # of each table: heading and explanation
         "Natural logarithm of 1 + count: the count can be 0, whose logarithm is not defined. Each forecaster states "
         "its mean of "
         "that logarithm, which minimises the expected squared error.",
+    ),
+    "where": (
+        "Where: location of the lesions of active patients",
+        "Every heatmap is scaled to the same volume, so that who is active and how much is forecast have no effect. "
+        "Log score: mean of log(density / uniform density within the brain) at the lesions, in nats; 0 for a uniform "
+        "map. Top of the brain: the part of its volume with the highest values. Sites: local maxima of the smoothed "
+        "heatmap, at least 20 mm apart.",
     ),
     "detection": (
         "Who and where: lesions and voxels",
@@ -82,8 +89,8 @@ HEADINGS = {  # of each table: heading and explanation
     ),
 }
 CAPTIONS = {
-    "gap_closed": "Fraction of the gap between the population (0) and the best possible forecast (1) that is closed, "
-    "all patients.",
+    "gap_closed": "Fraction of the gap between the population, stated as probabilities (0), and the best possible "
+    "forecast (1) that is closed, with 95 % intervals over patients.",
     "roc_pr": "Receiver operating characteristic and precision-recall curve of P(active).",
     "counts": "Forecast and observed number of new lesions, one point a patient.",
     "reliability": "Observed against forecast frequency: P(active) with 95 % intervals over patients, and voxels of "
@@ -103,7 +110,7 @@ FIGURES = {  # by table
     "detection": ("members", "heatmap"),
     "counterfactual": ("arms",),
 }
-COMPARED = " - best baseline"  # ends the names of rows that state a difference
+COMPARED = {FROM_BEST: " - best baseline", FROM_CEILING: " - best possible"}  # end the names of differences
 MAX_COLUMNS = 8  # that fit on the page
 
 
@@ -166,7 +173,7 @@ class Report:
             leading=("gap_closed",),
             figure=figure,
             provenance=f"ms-net2-forecast {__version__}",
-            compared=COMPARED,
+            compared=tuple(COMPARED.values()),
         )
 
 
@@ -177,16 +184,17 @@ def _write(file: Path, content: bytes) -> None:
 
 def _pivots(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Cells of each metric, a row for each forecaster and a column for each arm; transposed if there are many arms."""
+    endings = tuple(COMPARED.values())
     for metric, rows in table.groupby("metric", sort=False):
         cells: dict[str, dict[str, str]] = {}
         for row in rows.itertuples():
             column = f"{display_name(row.arm)} (n={row.n})"
-            name, _, baseline = row.forecaster.partition(" - ")
-            compared = row.role == DIFFERENCE
-            label = display_name(name) + (COMPARED if compared else "")
-            cells.setdefault(column, {})[label] = _cell(row, f"vs {display_name(baseline)}: " if compared else "")
+            name, _, other = row.forecaster.partition(" - ")
+            label = display_name(name) + COMPARED.get(row.role, "")
+            before = f"vs {display_name(other)}: " if row.role in COMPARED else ""
+            cells.setdefault(column, {})[label] = _cell(row, before)
         pivot = pd.DataFrame(cells).fillna("–")
-        pivot = pivot.loc[sorted(pivot.index, key=lambda name: name.endswith(COMPARED))]
+        pivot = pivot.loc[sorted(pivot.index, key=lambda name: name.endswith(endings))]
         yield metric, pivot.T if len(cells) > MAX_COLUMNS else pivot
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from bundle.data.bids import checked_arm
 from bundle.data.datalist import load_split, with_outcome
-from bundle.errors import Guard, InputError
+from bundle.errors import Guard, InputError, warn
 from bundle.evaluation import charts, slices
 from bundle.evaluation.cases import Evaluation
 from bundle.evaluation.effects import complete_patients, effects_table, expected_counts, forecast_arms, true_counts
@@ -164,11 +164,6 @@ def check_case(case: str | None, items: Sequence[Mapping[str, Any]]) -> None:
         )
     if case is not None and case not in (item["case"] for item in items):
         raise InputError("no such patient in this split", "correct --case or --split", case=str(case))
-
-
-def warn(text: str) -> None:
-    """Print one line to stderr."""
-    print(f"warning: {text}", file=sys.stderr)
 
 
 def _exit_code(guard: Guard) -> None:

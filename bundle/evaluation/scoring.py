@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bundle.evaluation.locations import location_scores
 from bundle.forecasters.base import SCORED_REGIONS, Forecast, Role
 from bundle.forecasters.cohort import ObservedCase
 from bundle.lesions import DetectionRule, LesionRule, voxel_volume_mm3
 from bundle.metrics import Values, crps, quantile
 
-SCORES_VERSION = 2  # raise it when a forecaster or `Scoring` gives other numbers with the same settings
+SCORES_VERSION = 3  # raise it when a forecaster or `Scoring` gives other numbers with the same settings
 # Bins of heatmap probabilities: 0, then 1000 geometric steps of 1.4 % from 1e-6 to 1. They separate the fractions of
 # up to 70 members, and change AP and AUC of smooth maps by less than .001.
 BIN_EDGES = np.concatenate([[-np.inf], np.geomspace(1e-6, 1, 1001)[:-1], [np.inf]])
@@ -35,7 +36,7 @@ class Scoring:
 
         Of each of R draws (R,), NaN where it forecasts nothing: `NUMBERS` and "presence of <region>". Of the outcome:
         "arm", "true_count", "true presence of <region>". Of the first draw's heatmap and members, if it has them: see
-        `_heatmap_scores` and `_member_scores`.
+        `_heatmap_scores`, `bundle.evaluation.locations.location_scores` and `_member_scores`.
         """
         outcome = observed.record.outcome
         scores = {name: np.array([number(name, f, outcome.count) for f in forecasts], float) for name in NUMBERS}
@@ -45,7 +46,9 @@ class Scoring:
             scores[f"true presence of {region}"] = np.array(outcome.presence.get(region, np.nan), float)
         first = forecasts[0]
         if first.heatmap is not None:
+            patient = observed.patient
             scores |= self._heatmap_scores(first, observed)
+            scores |= location_scores(first.heatmap, observed.outcome, patient.brain, patient.affine, self.rule)
         if first.members is not None:
             scores |= _member_scores(first, observed)
         return scores

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from bundle.arms import ARMS
 from bundle.evaluation.charts import display_name
 from bundle.forecasters.base import Forecast
-from bundle.outputs.page import HEAT, LEAST, MOST
+from bundle.outputs.panels import HEAT, LEAST, MOST
 
 OUTCOME, MEMBER = "#39ff88", "#ff5a5f"
 

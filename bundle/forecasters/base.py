@@ -16,7 +16,7 @@ import torch
 from nibabel.affines import apply_affine
 
 from bundle.data.bids import CONDITION
-from bundle.lesions import LesionRule, Placed, region_of, voxel_volume_mm3
+from bundle.lesions import LesionRule, Volume, region_of, voxel_volume_mm3
 
 SCORED_REGIONS = ("cerebral white matter", "cortex")  # Favero et al. 2025, table 2
 MAX_COUNT = 256  # the last entry of a count distribution means "this many or more"
@@ -25,7 +25,7 @@ MAX_COUNT = 256  # the last entry of a count distribution means "this many or mo
 class Role(str, Enum):
     """What a forecaster is compared as. Tables and charts treat forecasters by role, never by name.
 
-    FLOOR: knows the arm and the population only; 0 on the scale of the gap closed.
+    FLOOR: the best probabilities that need no more than the arm and the population; 0 on the scale of the gap closed.
     BASELINE: must be beaten by a model; the best one of each metric is compared with the models in pairs.
     MODEL: what is evaluated.
     CEILING: the best possible forecast; 1 on the scale of the gap closed.
@@ -58,7 +58,7 @@ class Patient:
     image: torch.Tensor
     brain: np.ndarray
     affine: np.ndarray
-    dseg: Placed | None = None
+    dseg: Volume | None = None
     dataset_dir: str = ""
 
     def volume(self, name: str) -> np.ndarray:
@@ -179,7 +179,7 @@ def plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot stand in a cache key: use a dataclass")
 
 
-def findings_of(mask: np.ndarray, affine: np.ndarray, rule: LesionRule, dseg: Placed | None = None) -> Findings:
+def findings_of(mask: np.ndarray, affine: np.ndarray, rule: LesionRule, dseg: Volume | None = None) -> Findings:
     """Count a map of lesions (H, W, S); each lesion belongs to the region in which most of its labelled voxels lie."""
     labels = rule.label(mask, affine)
     count = int(labels.max(initial=0))

@@ -70,7 +70,7 @@ class Population:
         Favero et al. 2025, section 3 (100 runs).
     """
 
-    role, num_members = Role.FLOOR, None
+    role, num_members = Role.BASELINE, None
 
     def __init__(self, cohort: Cohort, runs: int = 100, seed: int = 0) -> None:
         self.cohort, self.runs, self.seed = cohort, runs, seed

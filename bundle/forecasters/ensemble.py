@@ -22,7 +22,7 @@ from bundle.diffusion.schedules import Grid, Schedule
 from bundle.diffusion.slabs import Condition, SlabDenoiser, net2_probability, one_call_heatmap, outcome_shape
 from bundle.errors import InputError
 from bundle.forecasters.base import SCORED_REGIONS, Forecast, Patient, Role, findings_of, key_of, plain
-from bundle.lesions import LesionRule, Placed
+from bundle.lesions import LesionRule, Volume
 from bundle.seeding import Streams, digest_of
 
 _BAR = "{l_bar}{bar}| {n:.1f}/{total:.0f} members [{elapsed}<{remaining}]"
@@ -303,7 +303,7 @@ def ensemble_forecast(
     members: np.ndarray,
     affine: np.ndarray,
     rule: LesionRule,
-    dseg: Placed | None = None,
+    dseg: Volume | None = None,
     heatmap: np.ndarray | None = None,
 ) -> Forecast:
     """The forecast of an ensemble.

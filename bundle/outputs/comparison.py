@@ -13,7 +13,7 @@ from scipy.stats import t
 from bundle.arms import ARMS, NULL_ARM
 from bundle.data.bids import CONDITION
 from bundle.lesions import Volume
-from bundle.outputs.page import percent, png_bytes, write_footer
+from bundle.outputs.page import LINE, percent, png_bytes, wrap_notes, write_footer, write_notes
 from bundle.outputs.panels import (
     AxialView,
     axial_view,
@@ -126,7 +126,7 @@ def compare(
                 "entity": arm_entity(arm),
                 "p_active": forecasts[arm]["p_active"],
                 "p_active_interval": forecasts[arm]["p_active_interval"],
-                "expected_lesions": mean_and_interval(counts[arm]),
+                "expected_lesions": mean_and_interval(counts[arm], least=0),
                 "expected_volume_ml": volume[arm],
                 "difference": {
                     "lesions": mean_and_interval(counts[arm] - counts[reference]),
@@ -138,12 +138,12 @@ def compare(
     }
 
 
-def mean_and_interval(values: np.ndarray) -> dict[str, Any]:
-    """Mean of values (K,) and its 95 % interval by Student's t; no interval for fewer than two values."""
+def mean_and_interval(values: np.ndarray, least: float = -np.inf) -> dict[str, Any]:
+    """Mean of values (K,), none below `least`, and its 95 % interval by Student's t; none for fewer than two values."""
     mean, interval = float(np.mean(values)), None
     if len(values) > 1:
         half = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
-        interval = [round(mean - float(half), 4), round(mean + float(half), 4)]
+        interval = [round(max(mean - float(half), least), 4), round(mean + float(half), 4)]
     return {"mean": round(mean, 4), "interval": interval}
 
 
@@ -155,22 +155,31 @@ def comparison_page(comparison: Mapping[str, Any], views: Mapping[str, AxialView
         views: the heatmap of each arm over the FLAIR, on the slab.
     """
     figure = Figure(figsize=(15, 11), dpi=100, facecolor="white")
-    header, columns, panels, scale, footer = figure.subfigures(5, 1, height_ratios=(1.1, 2.0, 6.7, 0.8, 0.4))
+    notes = wrap_notes([(f"Warning: {text}", True) for text in comparison["warnings"]])
+    top = 1.1 + LINE * len(notes)
+    header, columns, panels, scale, footer = figure.subfigures(5, 1, height_ratios=(top, 2.0, 7.8 - top, 0.8, 0.4))
     samples = comparison["num_members"]
-    header.text(0.012, 0.7, comparison["case"], va="center", fontsize=18, weight="bold")
+    header.text(0.012, 1 - 0.33 / top, comparison["case"], va="center", fontsize=18, weight="bold")
     reference = comparison["reference_arm"].replace("_", " ")
     header.text(
-        0.988, 0.7, f"Six treatments, compared with {reference}", va="center", ha="right", fontsize=18, weight="bold"
+        0.988,
+        1 - 0.33 / top,
+        f"Six treatments, compared with {reference}",
+        va="center",
+        ha="right",
+        fontsize=18,
+        weight="bold",
     )
     header.text(
         0.012,
-        0.2,
+        1 - 0.8 / top,
         f"New or enlarging T2 lesions from week 48 to week 96. {samples} sample{'s' * (samples > 1)} an arm, of the "
         "same noise. Intervals (95 %) cover sampling only, not errors of the model.",
         va="center",
         fontsize=12,
         color="#333333",
     )
+    write_notes(header, notes, first=1.1, height=top)
     for column, (arm, numbers) in enumerate(comparison["arms"].items()):
         is_reference = arm == comparison["reference_arm"]
         _write_numbers(columns, (column + 0.5) / len(views), arm, numbers, is_reference=is_reference)

@@ -65,7 +65,7 @@ def forecast_page(
     view = axial_view(flair, heatmap, brain=brain, covered=covered, masks=masks)
     levels, left_out = choose_levels(visible_heat(view.heat), view.fractions > 0, ROWS * COLUMNS)
     notes = [(f"Warning: {text}", True) for text in forecast["warnings"]]
-    notes = _wrapped([*notes, *((text, False) for text in forecast["differences"])])
+    notes = wrap_notes([*notes, *((text, False) for text in forecast["differences"])])
 
     figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, facecolor="white")
     top, bottom = 1.6 + LINE * len(notes), 0.4
@@ -102,13 +102,24 @@ def percent(fraction: float) -> str:
     return "> 99 %" if 0.99 < fraction < 1 else f"{100 * fraction:.0f} %"
 
 
-def _wrapped(notes: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
+def wrap_notes(notes: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
     """Notes and whether each is a warning, broken into at most `NOTES_SHOWN` lines."""
     lines = [(line, amber) for text, amber in notes for line in textwrap.wrap(text, NOTE_WIDTH)]
     if len(lines) > NOTES_SHOWN:
         hidden = any(amber for _, amber in lines[NOTES_SHOWN - 1 :])
         lines[NOTES_SHOWN - 1 :] = [("More warnings and remarks stand in the JSON file.", hidden)]
     return lines
+
+
+def write_notes(header: SubFigure, notes: Sequence[tuple[str, bool]], *, first: float, height: float) -> None:
+    """Lines of `wrap_notes` from `first` inches below the top of a header of `height` inches, warnings in amber."""
+    for row, (text, amber) in enumerate(notes):
+        top = first + LINE * row
+        if amber:
+            band = Rectangle((0, 1 - (top + LINE) / height), 1, LINE / height, color=AMBER)
+            header.add_artist(band).set_transform(header.transSubfigure)
+        style = {"fontsize": 10.5, "color": "black" if amber else "#8a5a00"}
+        header.text(0.012, 1 - (top + LINE / 2) / height, text, va="center", **style)
 
 
 def _write_header(
@@ -141,12 +152,7 @@ def _write_header(
         1.35,
         **details,
     )
-    for row, (text, amber) in enumerate(notes):
-        middle = 1.62 + LINE * row
-        if amber:
-            band = Rectangle((0, 1 - (middle + LINE / 2) / height), 1, LINE / height, color=AMBER)
-            header.add_artist(band).set_transform(header.transSubfigure)
-        write(text, middle, fontsize=10.5, color="black" if amber else "#8a5a00")
+    write_notes(header, notes, first=1.5, height=height)
 
 
 def _draw_panels(panels: SubFigure, view: AxialView, levels: Sequence[int], sites: Sequence[Mapping[str, Any]]) -> None:

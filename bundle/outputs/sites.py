@@ -41,7 +41,7 @@ def likely_sites(
     """Up to `limit` sites, at least two radii apart, where the heatmap is strongest; the most probable first.
 
     Members rarely agree on a voxel but often on a region, so sites are maxima of the heatmap smoothed by a Gaussian of
-    half the radius. The members tell how many lesions there are, the heatmap where they are: the expected number of
+    half the radius. The members give the number of lesions, the heatmap their location: the expected number of
     lesions within the radius is the mean count times the fraction of the heatmap's volume that lies there. Over regions
     that tile the slab these numbers sum to the mean count.
 

@@ -117,14 +117,22 @@ class Checkpoints:
         state = self.stage.state()
         if not all_finite(state):
             raise not_finite("the weights are no longer finite", engine.state.iteration)
-        metrics = {} if self.evaluator is None else self.evaluator.state.metrics
-        score = float(metrics[self.evaluator.state.key_metric_name] if self.evaluator else engine.state.epoch)
+        metrics, score = self._validated(engine.state.epoch)
         is_best = score > self.best_score or not self.best.exists()
         if is_best:
-            self.best_score = score
+            self.best_score = max(score, self.best_score)
             export_weights(self.stage.average.module, self.best)
         counters = {"iteration": engine.state.iteration, "epoch": engine.state.epoch, "best_score": self.best_score}
         save_atomically(state | counters | {"settings": self.stage.settings}, self.last)
         numbers = "".join(f", {name} {value:.4g}" for name, value in metrics.items() if math.isfinite(value))
         best = " (best so far)" if is_best else ""
         print(f"{self.stage.name}: epoch {engine.state.epoch} of {engine.state.max_epochs}{numbers}{best}", flush=True)
+
+    def _validated(self, epoch: int) -> tuple[dict[str, float], float]:
+        """Metrics of the weights of this epoch, none if they were not validated, and their score."""
+        if self.evaluator is None:
+            return {}, float(epoch)
+        if self.evaluator.state.epoch != epoch:
+            return {}, -math.inf
+        metrics = self.evaluator.state.metrics
+        return metrics, float(metrics[self.evaluator.state.key_metric_name])

@@ -78,21 +78,27 @@ class Recipe:
             raise InputError(f"amp={self.amp!r} is neither True nor False", "correct --amp")
 
 
-def check_count(name: str, value: Any, least: int) -> None:
-    """Refuses what is not a whole number of at least `least`.
+def check_count(name: str, value: Any, least: int, options: str | None = None) -> None:
+    """Checks that a setting is a whole number of at least `least`.
+
+    Args:
+        name, value: the setting.
+        least: the smallest value allowed.
+        options: how it is set on the command line, by default by --name.
 
     Raises:
-        InputError: so it is.
+        InputError: it is not.
     """
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise InputError(f"{name}={value!r} is not a whole number of at least {least}", f"correct --{name}")
+        problem = f"{name}={value!r} is not a whole number of at least {least}"
+        raise InputError(problem, f"correct {options or f'--{name}'}")
 
 
 def check_rate(name: str, value: Any) -> None:
-    """Refuses what is not a finite number above 0.
+    """Checks that a setting is a finite number above 0.
 
     Raises:
-        InputError: so it is.
+        InputError: it is not.
     """
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
         raise InputError(f"{name}={value!r} is not a number above 0", f"correct --{name}")

@@ -61,7 +61,7 @@ class Stage:
         output_dir: str | Path,
         device: torch.device | str = "cpu",
     ) -> None:
-        check_count("epochs", num_epochs, 1)
+        check_count("num_epochs", num_epochs, 1, "--pretraining_epochs or --finetuning_epochs")
         check_writable(Path(output_dir))
         self.name, self.recipe, self.num_epochs = name, recipe, num_epochs
         self.output_dir, self.device = Path(output_dir), torch.device(device)

@@ -352,14 +352,16 @@ def attack(data_set, forecast, number, folder):
     except InputError as error:
         warnings, written, refused = [], [], [str(error)]
     assert all("\n" not in line and len(line) < 2000 for line in (*refused, *warnings))
-    assert all(line.startswith("warning: ") for line in errors.getvalue().splitlines())
+    printed = errors.getvalue().splitlines()
+    assert all(line.startswith("warning: ") for line in printed), printed
+    warnings += printed
     for flair, path in written:
         assert root in Path(flair).parents
         map_, flair = nib.load(path), nib.load(flair)
         values = map_.get_fdata()
         assert np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1
         assert values.shape == tuple(n for n in flair.shape[:3]) and np.array_equal(map_.affine, flair.affine)
-    outcome = "forecast" if written and not warnings else "warned" if written else "refused"
+    outcome = "refused" if refused else "warned" if warnings else "forecast"
     return outcome, [change.__name__ for change in changes], refused
 
 

@@ -108,6 +108,17 @@ def test_an_unreadable_patient_is_named_and_leaves_no_file(items, tmp_path, make
     assert not list((tmp_path / "cache").iterdir())
 
 
+def test_a_full_disk_is_one_line(items, tmp_path, monkeypatch):
+    dataset = cached_dataset(items, GRID, tmp_path / "cache")
+
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match="cannot be written: .*No space left on device; make room for the cache"):
+        dataset[0]
+
+
 def hostile(path):
     torch.save({"flair": os.system}, path)
 

@@ -8,7 +8,8 @@ import torch
 from monai.data import DataLoader, Dataset, decollate_batch
 
 from bundle.data.bids import CONDITION
-from bundle.data.grid import SlabGrid
+from bundle.data.grid import SlabGrid, to_slab
+from bundle.data.masks import mask_to_slab
 from bundle.data.transforms import CompactCased, LoadCased, RestoreNatived, expand_case
 from bundle.errors import InputError
 
@@ -44,6 +45,27 @@ def test_the_image_is_the_contract(patient):
     np.testing.assert_array_equal(loaded["target"][1].numpy(), pooled(patient.read("net2_w096")) * 2 - 1)
     np.testing.assert_allclose(loaded["image"].affine, [[6, 0, 0, -69], [0, 6, 0, -81], [0, 0, 3, -14], [0, 0, 0, 1]])
     assert loaded["image"].dtype == loaded["target"].dtype == torch.float32
+
+
+def test_the_image_is_bit_by_bit_that_of_its_parts(patient):
+    """Nothing that is checked, or done to save memory, touches a number."""
+    loaded = load(patient, with_outcome=True)
+    affine, file = loaded["image"].affine.numpy(), patient.affine
+    inside = to_slab(patient.read("brain_w048").astype(np.float32), file, affine, GRID) >= 0.5
+    flairs = {f"flair_{v}": patient.read(f"flair_{v}").astype(np.float32) for v in ("w000", "w048", "w096")}
+    slabs = {name: to_slab(data, file, affine, GRID) for name, data in flairs.items()}
+    low, high = np.percentile(slabs["flair_w000"][inside & (slabs["flair_w000"] > 0)], [1, 99.5])
+    quartiles = [np.percentile(slab[inside & (slab > 0)], [25, 75]) for slab in slabs.values()]
+    first = quartiles[0]
+    for (name, slab), (q1, q3) in zip(slabs.items(), quartiles):
+        same = first[0] + (slab - q1) * (first[1] - first[0]) / (q3 - q1)
+        expected = np.where(inside, np.clip((same - low) / (high - low) * 2 - 1, -1, 1), -1).astype(np.float32)
+        found = loaded["target"][0].numpy() if name == "flair_w096" else channel(loaded, name)
+        np.testing.assert_array_equal(found, expected)
+    for name in ("t2_w000", "gd_w048", "net2_w048"):
+        marked = mask_to_slab(patient.read(name), file, affine, GRID)
+        np.testing.assert_array_equal(channel(loaded, name), np.where(marked, 1, -1))
+    np.testing.assert_array_equal(loaded["native_brain"][0].numpy(), patient.read("brain_w048"))
 
 
 def test_scanner_gain_and_offset_of_a_visit_do_not_show(patient):
@@ -231,9 +253,9 @@ def elsewhere(patient):
 @pytest.mark.parametrize(
     "spoil", [no_flair, no_outcome, no_outcome_mask, other_affine, other_shape, empty_brain, no_brain_found, elsewhere]
 )
-def test_a_spoilt_patient_is_told_in_one_line(patient, spoil):
-    path, told = spoil(patient)
-    with pytest.raises(InputError, match=f"^{re.escape(f'sub-0001: {path}: {told}')}$"):
+def test_an_unusable_patient_is_one_line(patient, spoil):
+    path, problem = spoil(patient)
+    with pytest.raises(InputError, match=f"^{re.escape(f'sub-0001: {path}: {problem}')}$"):
         load(patient, with_outcome=True)
 
 

@@ -41,6 +41,15 @@ def made_scores(seed=0, draws=1, skill=1.0, role=Role.MODEL):
         "member_counts": member_counts,
         "sizes": np.tile([1, 2, 7], (N, 1)),
     }
+    outcome_lesions = np.where(count > 0, rng.integers(1, 4, N), 0)
+    values |= {
+        "outcome_lesions": outcome_lesions,
+        "outcome_voxels": outcome_lesions * 5,
+        "log score of voxels": outcome_lesions * rng.normal(2, 1, N),
+        "log score of lesions": outcome_lesions * rng.normal(0.5, 0.2, N),
+        "lesions in top": outcome_lesions[:, None] * rng.random((N, 3)),
+        "lesions near sites": rng.binomial(outcome_lesions[:, None], 0.5, (N, 4)),
+    }
     values["lesions_found"] = rng.binomial(values["lesions"], 0.5)
     values["marked_correctly"] = rng.binomial(values["marked"], 0.5)
     for region in SCORED_REGIONS:

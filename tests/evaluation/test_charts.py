@@ -80,7 +80,7 @@ COLOUR = {"diffusion": "red", "oracle": "black", "population": "grey"}
 
 def test_the_gap_is_drawn_for_models_and_baselines():
     rows = [
-        {"forecaster": "diffusion", "gap_closed": 0.8},
+        {"forecaster": "diffusion", "gap_closed": 0.8, "gap_low": 0.6, "gap_high": 0.9},
         {"forecaster": "population", "gap_closed": 0.0, "role": "floor"},
         {"forecaster": "oracle", "gap_closed": 1.0, "role": "ceiling"},
     ]

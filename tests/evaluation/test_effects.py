@@ -59,7 +59,7 @@ def test_the_model_is_compared_with_the_best_baseline_in_pairs(table):
     pair = "placebo - ocrelizumab"
     difference = value(table, "PEHE", pair, "off - population")
     expected = value(table, "PEHE", pair, "off").value - value(table, "PEHE", pair, "population").value
-    assert difference.value == pytest.approx(expected) and difference.role == "difference"
+    assert difference.value == pytest.approx(expected) and difference.role == "minus best baseline"
 
 
 def test_policies(table):

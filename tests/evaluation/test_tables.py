@@ -16,26 +16,28 @@ AUC, LOG_COUNT = metric_named("AUC"), metric_named("mean squared error of log(1 
 
 def test_rows_gaps_and_differences(make_scores):
     scores = {
-        "population": make_scores(1, skill=0.1, draws=4, role=Role.FLOOR),
-        "regression": make_scores(2, skill=0.5, role=Role.BASELINE),
-        "diffusion": make_scores(3, skill=0.8),
+        "frequency_map": make_scores(1, skill=0.1, role=Role.FLOOR),
+        "regression": make_scores(2, skill=0.4, role=Role.BASELINE),
+        "diffusion": make_scores(3, skill=0.6),
         "oracle": make_scores(4, role=Role.CEILING),
         "truth": make_scores(5, role=Role.OUTCOME),
     }
     table = long_table([AUC, LOG_COUNT], scores, draws=100)
     assert tuple(table.columns) == COLUMNS
     everyone = table[(table.arm == "all") & (table.metric == "AUC")].set_index("forecaster")
-    floor, ceiling = everyone.value["population"], everyone.value["oracle"]
+    floor, ceiling = everyone.value["frequency_map"], everyone.value["oracle"]
     expected = (everyone.value["diffusion"] - floor) / (ceiling - floor)
     assert everyone.gap_closed["diffusion"] == pytest.approx(expected)
-    assert (everyone.gap_closed["population"], everyone.gap_closed["oracle"]) == (0, 1)
+    assert (everyone.gap_closed["frequency_map"], everyone.gap_closed["oracle"]) == (0, 1)
+    assert everyone.gap_low["diffusion"] < everyone.gap_closed["diffusion"] < everyone.gap_high["diffusion"]
+    best = everyone.value["regression"]
+    expected = (everyone.value["diffusion"] - best) / (ceiling - best)
+    assert everyone.gap_from_best["diffusion"] == pytest.approx(expected)
     difference = everyone.loc["diffusion - regression"]
     assert difference.value == pytest.approx(everyone.value["diffusion"] - everyone.value["regression"])
     assert difference.ci_low < difference.value < difference.ci_high
-    assert set(everyone.index) == {*scores, "diffusion - regression"}
-    assert everyone.role.to_dict() == {name: s.role.value for name, s in scores.items()} | {
-        "diffusion - regression": "difference"
-    }
+    compared = {"diffusion - regression": "minus best baseline", "diffusion - oracle": "minus ceiling"}
+    assert everyone.role.to_dict() == {name: s.role.value for name, s in scores.items()} | compared
     arms = table[(table.metric == "AUC") & (table.forecaster == "diffusion")].set_index("arm").n
     assert arms["all"] == N == arms.drop("all").sum() and len(arms) == 4
 
@@ -50,9 +52,6 @@ def test_a_forecaster_of_any_name_is_treated_by_its_role(make_scores):
     assert set(table.forecaster) == {"a", "b", "c", "c - b"}
 
 
-ROLES = {"population": Role.FLOOR, "diffusion": Role.MODEL, "oracle": Role.CEILING}
-
-
 @pytest.mark.parametrize(
     ("ceiling", "higher_is_better", "closed"),
     [
@@ -60,37 +59,27 @@ ROLES = {"population": Role.FLOOR, "diffusion": Role.MODEL, "oracle": Role.CEILI
         ([3, 0.9, 3.5], True, None),
         ([0.5, 0.4, 0.6], True, None),
         ([0, 0, 0.2], False, -1.0),
-        ([3, 2.5, 3.5], None, None),
     ],
 )
 def test_a_gap_that_chance_could_make_is_not_reported(ceiling, higher_is_better, closed):
     """Draws are paired; the model lies at 2, the floor at 1."""
-    values = {"population": np.ones(3), "diffusion": np.full(3, 2.0), "oracle": np.array(ceiling, float)}
-    found = gap_closed(values, ROLES, higher_is_better)
+    found = gap_closed(np.full(3, 2.0), np.ones(3), np.array(ceiling, float), higher_is_better)
     if closed is None:
-        assert np.isnan(list(found.values())).all()
+        assert np.isnan(found).all()
     else:
-        assert found == {"population": 0, "oracle": 1, "diffusion": closed}
-    assert np.isnan(list(gap_closed({"diffusion": np.ones(3)}, ROLES, True).values())).all()
+        assert found[0] == closed and found[1] <= found[2]
 
 
-def test_where_one_floor_has_no_heatmap_the_next_takes_its_place(make_scores):
-    voxels = {
-        "frequency_map": make_scores(1, skill=0.2, role=Role.FLOOR),
-        "diffusion": make_scores(2, skill=0.6),
-        "oracle": make_scores(3, role=Role.CEILING),
-    }
-    silent = make_scores(7, skill=0.1)
-    silent = Scores(silent.cases, {name: silent[name] for name in silent.values if name != "voxels"}, Role.FLOOR)
-    metrics = [metric_named("voxel average precision"), AUC]
-    table = long_table(metrics, {"population": silent, **voxels}, draws=5)
-    rows = table[table.arm == "all"].set_index(["metric", "forecaster"])
-    of_voxels, of_activity = rows.loc["voxel average precision"], rows.loc["AUC"]
-    assert "population" not in of_voxels.index and of_voxels.gap_closed["frequency_map"] == 0
-    floor, ceiling = of_voxels.value["frequency_map"], of_voxels.value["oracle"]
-    expected = (of_voxels.value["diffusion"] - floor) / (ceiling - floor)
-    assert of_voxels.gap_closed["diffusion"] == pytest.approx(expected)
-    assert of_activity.gap_closed["population"] == 0 != of_activity.gap_closed["frequency_map"]
+def test_without_floor_or_ceiling_and_for_metrics_without_one_there_is_no_gap(make_scores):
+    scores = {"floor": make_scores(1, skill=0.1, role=Role.FLOOR), "model": make_scores(2)}
+    oracle = {"oracle": make_scores(3, role=Role.CEILING)}
+    assert long_table([AUC], scores, draws=50).gap_closed.isna().all()
+    assert long_table([AUC], scores | oracle, draws=50).gap_closed.notna().any()
+    assert long_table([metric_named("lesion F1")], scores | oracle, draws=50).gap_closed.isna().all()
+    assert [m.name for table in TABLES.values() for m in table if not m.has_gap and "calibration" in m.name] == [
+        "calibration error of P(active)",
+        "calibration error of the heatmap",
+    ]
 
 
 def test_paired_intervals_are_narrower_than_those_of_independent_draws(make_scores):

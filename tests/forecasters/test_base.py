@@ -8,7 +8,7 @@ from bundle.diffusion.samplers import AncestralSampler, DPMSolverPP2M
 from bundle.errors import InputError
 from bundle.forecasters.base import SCORED_REGIONS, Forecast, Patient, Role, ensembles, findings_of, key_of
 from bundle.forecasters.ensemble import Diffusion, ensemble_forecast
-from bundle.lesions import LesionRule, Placed
+from bundle.lesions import LesionRule, Volume
 
 SHAPE, AFFINE = (8, 9, 5), np.diag([2.0, 2.0, 3.0, 1.0])
 WHITE, CORTEX = SCORED_REGIONS
@@ -24,7 +24,7 @@ def mask_of(*voxels):
 def half_white_half_cortex():
     labels = np.full(SHAPE, 2, np.int16)
     labels[4:] = 42
-    return Placed(labels, AFFINE)
+    return Volume(labels, AFFINE)
 
 
 def test_expectations_of_a_distribution():

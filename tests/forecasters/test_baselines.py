@@ -50,7 +50,7 @@ SMALL = cohort_of(record(0, 2), record(0, 0), record(0, 4), record(5, 0))
 def test_each_declares_its_role_and_that_it_has_no_members():
     baselines = {type(baseline).__name__: baseline for baseline in all_baselines(SMALL)}
     floors = {name for name, baseline in baselines.items() if baseline.role is Role.FLOOR}
-    assert floors == {"Population", "FrequencyMap"} and not ensembles(baselines)
+    assert floors == {"FrequencyMap"} and not ensembles(baselines)
     assert all(baseline.role is Role.BASELINE for name, baseline in baselines.items() if name not in floors)
 
 

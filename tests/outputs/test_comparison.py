@@ -67,6 +67,22 @@ def test_differences_are_taken_between_members_of_one_number():
     assert comparison["arms"]["interferon_beta_1a"]["entity"] == "interferonbeta1a"
 
 
+def test_the_interval_of_a_count_is_not_negative():
+    assert mean_and_interval(np.array([0, 0, 0, 1]), least=0)["interval"][0] == 0
+    assert mean_and_interval(np.array([0, 0, 0, 1]))["interval"][0] < 0
+
+
+def test_warnings_are_on_the_page(tmp_path):
+    pages = []
+    for warnings in ([], ["the visits hardly correlate"]):
+        write = CompareArmsd(output_dir=tmp_path)
+        for data in map(as_forecast, under_each_arm(loaded())):
+            done = write(data | {"forecast": data["forecast"] | {"warnings": warnings}})
+        pages.append(imread(BytesIO(done["files"][1].read_bytes()))[..., :3])
+    amber = [np.abs(page - np.array([255, 191, 0]) / 255).max(axis=-1) < 0.01 for page in pages]
+    assert not amber[0].any() and (amber[1].mean(axis=1) > 0.9).sum() >= 20
+
+
 def test_one_member_has_a_mean_and_no_interval():
     assert mean_and_interval(np.array([3])) == {"mean": 3, "interval": None}
 

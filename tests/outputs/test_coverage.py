@@ -60,7 +60,7 @@ def test_the_slices_of_a_tilted_scan_are_covered_in_part():
     np.testing.assert_allclose(found, found[::-1])
 
 
-def test_the_statement_tells_complete_slices_from_partial_ones():
+def test_the_statement_separates_complete_from_partial_slices():
     report = field_of_view(np.array([0, 0.12, 0.91, 1, 1, 0.999, 0.5, 0]), axis=2)
     assert (report["first_slice"], report["last_slice"], report["num_slices"]) == (1, 6, 8)
     assert report["covered_fraction"] == [0.12, 0.91, 1, 1, 0.999, 0.5]

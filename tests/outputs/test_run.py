@@ -2,10 +2,14 @@
 
 import hashlib
 import json
+import multiprocessing
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import processes
 import pytest
 import torch
 from conftest import TINY, inference_config, start_bundle
@@ -13,9 +17,13 @@ from monai.inferers import Inferer
 from nibabel.processing import resample_from_to
 from scipy.spatial import KDTree
 
-from bundle.arms import CLASSES
+from bundle.arms import ARMS, CLASSES
 from bundle.data.bids import find_case
+from bundle.errors import input_error
+from bundle.forecasters.ensemble import SamplingSettings
+from bundle.outputs import writers
 from bundle.outputs.run import forecast_items
+from bundle.outputs.writers import arm_entity
 
 FEW = TINY | {"num_members": 3, "num_steps": 2, "foreground_weight": 300}
 SUFFIXES = ["forecast.json", "forecast.png", "mask.nii.gz", "probseg.nii.gz"]
@@ -86,14 +94,19 @@ def test_the_heatmap_lies_on_the_flair_and_in_the_brain(forecast_of_one, patient
 
 
 def test_the_report_says_how_it_was_made(forecast_of_one, patient, tiny_weights):
-    told = report(forecast_of_one, patient.id)
-    assert told["arm"] == CLASSES[patient.arm] != "unknown"
-    assert (told["num_members"], told["num_steps"], told["guidance_scale"], told["seed"]) == (3, 2, 1, 0)
-    assert told["weights_sha256"] == hashlib.sha256(tiny_weights.read_bytes()).hexdigest()
-    histogram = {int(count): share for count, share in told["count"]["histogram"].items()}
+    made = report(forecast_of_one, patient.id)
+    assert made["arm"] == CLASSES[patient.arm] != "unknown"
+    assert [made["sampling"][name] for name in ("num_members", "num_steps", "guidance_scale", "seed")] == [
+        3,
+        2,
+        1,
+        0,
+    ]
+    assert made["weights_sha256"] == hashlib.sha256(tiny_weights.read_bytes()).hexdigest()
+    histogram = {int(count): share for count, share in made["count"]["histogram"].items()}
     assert sum(histogram.values()) == pytest.approx(1, abs=1e-3)
-    assert told["p_active"] == pytest.approx(1 - histogram[0])
-    assert told["count"]["mean"] == pytest.approx(sum(n * share for n, share in histogram.items()), abs=0.02)
+    assert made["p_active"] == pytest.approx(1 - histogram[0])
+    assert made["count"]["mean"] == pytest.approx(sum(n * share for n, share in histogram.items()), abs=0.02)
 
 
 def test_the_same_seed_gives_the_same_bytes_whatever_the_batch(forecast, forecast_of_one, patient, tmp_path):
@@ -114,9 +127,9 @@ def test_other_arms_and_guidance_give_other_maps_and_another_seed_does_not(
         folder = forecast(tmp_path / name, case=patient.id, **change)
         maps[name] = file_of(folder, patient.id, "probseg.nii.gz").read_bytes()
     assert maps.pop("seed") == maps["as it is"] and len(set(maps.values())) == 4
-    assert report(tmp_path / "seed", patient.id)["seed"] == 1
+    assert report(tmp_path / "seed", patient.id)["sampling"]["seed"] == 1
     assert report(tmp_path / "arm", patient.id)["arm"] == "unknown"
-    assert report(tmp_path / "guidance", patient.id)["guidance_scale"] == 2
+    assert report(tmp_path / "guidance", patient.id)["sampling"]["guidance_scale"] == 2
 
 
 class Watch:
@@ -142,7 +155,8 @@ def test_noise_is_a_function_of_seed_and_case_alone(configure, trial, tmp_path, 
         return watch.noise[0]
 
     one = noise(cases[0])
-    assert f"{cases[0]}: " in capsys.readouterr().err  # the progress bar
+    bar = capsys.readouterr().err
+    assert f"{cases[0]}: reading" in bar and f"{cases[0]}, {CLASSES[find_case(trial / cases[0]).arm]}: sampling" in bar
     assert (noise(cases[0], arm="placebo") == noise(cases[0], arm="ocrelizumab")).all()
     assert (noise(cases[0], member_batch=2) == one[:2]).all()
     assert (noise(cases[1]) != one).all() and (noise(cases[0], seed=1) != one).all()
@@ -181,6 +195,8 @@ def test_a_datalist_names_the_patients_and_their_arms(trial, tmp_path):
 
 class Recall(Inferer):
     """In place of the network: every member marks the lesions of w048, so that the forecast's place is known."""
+
+    settings = SamplingSettings(None, None, None, None, 1.0)
 
     def __call__(self, inputs, network):
         return (inputs[:, 6:7] + 1) / 2
@@ -236,23 +252,25 @@ def test_a_forecast_returns_to_its_place_whatever_the_scans_grid(forecast, patie
     assert not heatmap.get_fdata()[nib.load(case.brain["w048"]).get_fdata() == 0].any()
 
 
-def test_a_preview_is_the_heatmap_alone_in_one_call_a_patient(configure, forecast_of_one, patient, tmp_path):
+def test_a_preview_is_the_heatmap_alone_in_one_call_a_patient(configure, forecast_of_one, patient, tmp_path, capsys):
     config = configure(output_dir=str(tmp_path / "out"), case=patient.id)
     calls = []
-    config.get_parsed_content("network").unet.register_forward_pre_hook(
-        lambda unet, inputs: calls.append(len(inputs[0]))
-    )
+    unet = config.get_parsed_content("network").unet
+    unet.register_forward_pre_hook(lambda unet, inputs: calls.append(len(inputs[0])))
     config.get_parsed_content("preview")
     assert calls == [1]
-    assert list(contents(tmp_path / "out")) == [f"{patient.id}/{patient.id}_desc-preview_probseg.nii.gz"]
+    written = sorted((tmp_path / "out").rglob("*.*"))
+    assert [path.name for path in written] == [f"{patient.id}_desc-preview_probseg.{end}" for end in ("json", "nii.gz")]
+    lines = capsys.readouterr().out.splitlines()
+    assert {str(path) for path in written} < set(lines) and lines[-1] == "forecast 1 of 1 case"
     preview = nib.load(next((tmp_path / "out").rglob("*.nii.gz")))
     heatmap = nib.load(file_of(forecast_of_one, patient.id, "probseg.nii.gz"))
     np.testing.assert_array_equal(preview.affine, heatmap.affine)
     np.testing.assert_allclose(preview.get_fdata(), heatmap.get_fdata(), rtol=1e-5, atol=1e-7)
 
 
-def test_a_preview_tells_whom_it_leaves_out(configure, tmp_path, capsys):
-    with pytest.raises(SystemExit, match="1 case"):
+def test_a_preview_names_whom_it_leaves_out(configure, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="forecast 0 of 1 case; 1 not forecast"):
         configure(output_dir=str(tmp_path / "out"), case="sub-none").get_parsed_content("preview")
     assert "no patient 'sub-none'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -282,10 +300,14 @@ def test_the_command_takes_every_setting_and_agrees_with_the_library(trial, tiny
     }  # fmt: skip
     places = {"dataset_dir": trial, "output_dir": tmp_path / "command", "weights": tiny_weights}
     code, output = command(**FEW | places | settings)
-    assert code == 0 and f"{patient.id}: 100%" in output, output[-2000:]
-    told = report(tmp_path / "command", patient.id)
-    assert (told["arm"], told["num_members"], told["num_steps"]) == ("placebo", 4, 3)
-    assert (told["guidance_scale"], told["seed"]) == (1.5, 7)
+    assert code == 0 and f"{patient.id}, placebo: sampling: 100%" in output, output[-2000:]
+    made = report(tmp_path / "command", patient.id)
+    assert (made["arm"], made["num_members"], made["sampling"]["num_steps"]) == (
+        "placebo",
+        4,
+        3,
+    )
+    assert (made["sampling"]["guidance_scale"], made["sampling"]["seed"]) == (1.5, 7)
     assert contents(tmp_path / "command") == contents(forecast(tmp_path / "library", **settings))
 
 
@@ -296,4 +318,93 @@ def test_the_command_forecasts_a_whole_data_set(trial, tiny_weights, tmp_path):
     assert code == 0, output[-2000:]
     cases = sorted(folder.name for folder in trial.glob("sub-*"))
     assert sorted(contents(tmp_path)) == [f"{case}/{case}_desc-net2_{end}" for case in cases for end in SUFFIXES]
-    assert all(f"{case}: 100%" in output for case in cases)
+    assert output.count("sampling: 100%") == len(cases) and f"forecast {len(cases)} of {len(cases)} cases" in output
+    assert all(path in output for path in map(str, tmp_path.rglob("*.*")))
+    assert not any(noise in output for noise in ("Engine run", "Complete. Time taken", "ignite."))
+
+
+def test_all_arms_are_forecast_and_compared_in_one_run(forecast, forecast_of_one, patient, tmp_path):
+    folder = forecast(tmp_path, case=patient.id, arm="all") / patient.id
+    entities = [arm_entity(arm) for arm in ARMS]
+    names = {f"{patient.id}_arm-{entity}_desc-net2_{suffix}" for entity in entities for suffix in SUFFIXES}
+    names |= {f"{patient.id}_desc-arms_comparison.{suffix}" for suffix in ("json", "png")}
+    assert {path.name for path in folder.iterdir()} == names
+    comparison = json.loads((folder / f"{patient.id}_desc-arms_comparison.json").read_text())
+    assert comparison["reference_arm"] == CLASSES[patient.arm]
+    recorded = folder / f"{patient.id}_arm-{arm_entity(CLASSES[patient.arm])}_desc-net2_probseg.nii.gz"
+    assert recorded.read_bytes() == file_of(forecast_of_one, patient.id, "probseg.nii.gz").read_bytes()
+
+
+def test_a_bad_case_and_a_full_disk_never_stop_the_cases_after_them(configure, trial, tmp_path, capsys, monkeypatch):
+    first, second, third = sorted(folder.name for folder in trial.glob("sub-*"))[:3]
+    items = [{"image": str(trial / name)} for name in (first, "sub-none", second, third)]
+    real = writers.write_together
+
+    def write(folder, files):
+        if folder.name == first:
+            raise OSError(28, "No space left on device")
+        return real(folder, files)
+
+    monkeypatch.setattr(writers, "write_together", write)
+    config = configure(output_dir=str(tmp_path), items=items, num_members=1, num_steps=1)
+    with pytest.raises(SystemExit, match="forecast 2 of 4 cases; 2 not forecast"):
+        config.get_parsed_content("inference")
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(errors) == 2 and f"{first}: " in errors[0] and "No space left" in errors[0] and "sub-none" in errors[1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [second, third]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_members": 0},
+        {"num_steps": "many"},
+        {"member_batch": 0},
+        {"seed": 1.5},
+        {"guidance_scale": "nan"},
+        {"reuse_within": -1},
+        {"arm": "aspirin"},
+        {"case": "x" * 300},
+        {"split": "nonsense"},
+        {"dataset_dir": 123},
+    ],
+)
+def test_settings_out_of_range_are_one_line(configure, tmp_path, capsys, settings):
+    with pytest.raises((Exception, SystemExit)) as error:
+        configure(output_dir=str(tmp_path / "out"), progress=False, **settings).get_parsed_content("inference")
+    found = input_error(error.value)
+    lines = str(found) if found else capsys.readouterr().err.strip().splitlines()[-1]
+    assert found or (isinstance(error.value, SystemExit) and lines.startswith("error: "))
+    assert "\n" not in lines and "; " in lines and not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_inference_leaves_whole_files_and_a_rerun_completes(configure, trial, tmp_path):
+    overrides = FEW | {"num_members": 1, "num_steps": 1, "progress": False, "dataset_dir": str(trial)}
+    overrides["weights"] = str(configure().get_parsed_content("weights"))
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["monai.bundle", "monai.engines", "bundle.outputs.comparison"])
+
+    def start(folder):
+        process = context.Process(target=processes.forecast, args=(overrides | {"output_dir": str(folder)},))
+        process.start()
+        return process
+
+    begun = time.monotonic()
+    process = start(undisturbed)
+    process.join()
+    whole = time.monotonic() - begun
+    assert process.exitcode == 0
+    expected = contents(undisturbed)
+    for moment in np.random.default_rng(0).uniform(0, 0.9 * whole, 20):
+        process = start(disturbed)
+        process.join(moment)
+        process.kill()
+        process.join()
+        found = contents(disturbed) if disturbed.exists() else {}
+        visible = {name: content for name, content in found.items() if not Path(name).name.startswith(".")}
+        assert visible.items() <= expected.items()  # each file is either whole or not there
+    process = start(disturbed)
+    process.join()
+    assert process.exitcode == 0 and contents(disturbed) == expected  # no temporary file is left

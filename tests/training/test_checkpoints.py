@@ -2,8 +2,10 @@
 
 import copy
 import errno
+import math
 import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -178,6 +180,23 @@ def test_start_from_what_holds_no_usable_weights_is_refused(content, make_stage,
     with pytest.raises(InputError, match="other.pt: "):
         train(make_stage(), start_from=path)
     assert not (tmp_path / "stage_last.pt").exists()
+
+
+def test_best_weights_are_those_of_the_best_validated_epoch(make_stage, tmp_path, capsys):
+    """Epochs that are not validated are no candidates; a score of NaN is not better than any."""
+    stage = make_stage()
+    evaluator = SimpleNamespace(state=SimpleNamespace(epoch=0, metrics={}, key_metric_name="score"))
+    checkpoints = Checkpoints(stage, evaluator)
+    trainer = stage_trainer(stage, 9, SimpleInferer(), [])
+    for epoch, score in enumerate([None, -2.0, math.nan, -1.0, None, -1.5], start=1):
+        if score is not None:
+            evaluator.state.epoch, evaluator.state.metrics = epoch, {"score": score}
+        trainer.state.epoch = epoch
+        checkpoints.save(trainer)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.endswith("(best so far)") for line in lines] == [True, True, False, True, False, False]
+    assert last(tmp_path)["best_score"] == -1.0
+    assert lines[3] == "stage: epoch 4 of 9, score -1 (best so far)" and lines[4] == "stage: epoch 5 of 9"
 
 
 def test_weights_that_are_not_finite_are_never_saved(make_stage, resumable, tmp_path):

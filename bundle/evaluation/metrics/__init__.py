@@ -1,12 +1,13 @@
 """The metrics of an evaluation, by table. A new metric is a small class in one of these modules and one entry here."""
 
-from bundle.evaluation.metrics import activity, calibration, counts, detection, regions
+from bundle.evaluation.metrics import activity, calibration, counts, detection, regions, where
 from bundle.evaluation.metrics.base import Metric
 
 TABLES: dict[str, tuple[Metric, ...]] = {
     "regions": regions.METRICS,
     "activity": (activity.AveragePrecision(), activity.AUC(), activity.AUCWithinArms()),
     "log_count": (counts.LogCountError(),),
+    "where": where.METRICS,
     "detection": (
         detection.LesionF1(),
         detection.LesionSensitivity(),

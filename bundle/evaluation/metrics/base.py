@@ -17,12 +17,15 @@ class Metric(ABC):
         score: what it is computed from (`bundle.evaluation.scoring.Scoring`); forecasters without it have no row.
         higher_is_better: False: lower is; None: neither, so that there is no gap and no comparison.
         by_arm: whether it is also computed for each arm.
+        has_gap: whether the fraction of the gap closed is meaningful: not for calibration errors, which a constant can
+            have as low as the best forecast, nor for metrics at a threshold.
     """
 
     name: str
     score: str
     higher_is_better: bool | None = True
     by_arm: bool = True
+    has_gap: bool = True
 
     @abstractmethod
     def compute(self, scores: Scores, weights: Values) -> Values:

@@ -23,6 +23,7 @@ class ActivityCalibrationError(Metric):
     """Expected calibration error of P(active) in ten bins of .1; in [0, 1], biased upwards in small samples."""
 
     name, score, higher_is_better, by_arm = "calibration error of P(active)", "p_active", False, False
+    has_gap = False
 
     def compute(self, scores: Scores, weights: Values) -> Values:
         return mean_over_draws(lambda p: calibration_error(*activity_bins(p, scores, weights)), scores[self.score])
@@ -32,6 +33,7 @@ class HeatmapCalibrationError(Metric):
     """Expected calibration error of the heatmap in 21 bins (0, then equal steps of the logarithm); in [0, 1]."""
 
     name, score, higher_is_better, by_arm = "calibration error of the heatmap", "voxels", False, False
+    has_gap = False
 
     def compute(self, scores: Scores, weights: Values) -> Values:
         return calibration_error(*heatmap_bins(scores, weights))

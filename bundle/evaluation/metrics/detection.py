@@ -11,6 +11,7 @@ class LesionSensitivity(Metric):
     """Fraction of the lesions of all patients that the consensus finds; in [0, 1], NaN without lesions."""
 
     name, score, by_arm = "lesion sensitivity", "marked", False
+    has_gap = False
 
     def compute(self, scores: Scores, weights: Values) -> Values:
         return ratio_of_sums(scores["lesions_found"], scores["lesions"], weights)
@@ -20,6 +21,7 @@ class LesionPrecision(Metric):
     """Fraction of the lesions of all consensus maps that match a lesion; in [0, 1], NaN if none is marked."""
 
     name, score, by_arm = "lesion precision", "marked", False
+    has_gap = False
 
     def compute(self, scores: Scores, weights: Values) -> Values:
         return ratio_of_sums(scores["marked_correctly"], scores["marked"], weights)
@@ -32,6 +34,7 @@ class LesionF1(Metric):
     """
 
     name, score, by_arm = "lesion F1", "marked", False
+    has_gap = False
 
     def compute(self, scores: Scores, weights: Values) -> Values:
         parts = (LesionSensitivity(), LesionPrecision())

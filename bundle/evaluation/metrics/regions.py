@@ -22,6 +22,8 @@ class RegionPresence(Metric):
         classify: (predicted (N,), truth (N,), weights (B, N)) -> (B,), of `bundle.metrics`.
     """
 
+    has_gap = False
+
     def __init__(self, name: str, region: str, classify: Callable[[Values, Values, Values], Values]) -> None:
         self.name, self.score = f"{name}, {region}", f"presence of {region}"
         self.truth, self.classify = f"true presence of {region}", classify

@@ -6,7 +6,7 @@ from sklearn import metrics as sk
 
 from bundle.evaluation.metrics import TABLES, metric_named
 from bundle.evaluation.metrics.calibration import heatmap_bins
-from bundle.evaluation.scoring import Scores
+from bundle.evaluation.scoring import NUMBERS, Scores
 from bundle.forecasters.base import SCORED_REGIONS
 
 N = 60
@@ -91,6 +91,17 @@ def test_calibration_errors_by_brute_force(scores):
     assert computed("calibration error of the heatmap", scores)[0] == pytest.approx(expected)
 
 
+def test_log_scores_weight_voxels_lesions_or_patients_equally(scores):
+    voxels, total, active = scores["outcome_voxels"], scores["log score of voxels"], scores["outcome_voxels"] > 0
+    assert computed("log score per lesion voxel", scores)[0] == pytest.approx(total.sum() / voxels.sum())
+    per_lesion = scores["log score of lesions"].sum() / scores["outcome_lesions"].sum()
+    assert computed("log score per lesion", scores)[0] == pytest.approx(per_lesion)
+    per_patient = (total[active] / voxels[active]).mean()
+    assert computed("log score per active patient", scores)[0] == pytest.approx(per_patient)
+    near = scores["lesions near sites"][:, 1].sum() / scores["outcome_lesions"].sum()
+    assert computed("lesions within 10 mm of the first 3 sites", scores)[0] == pytest.approx(near)
+
+
 def test_lesions_are_pooled_over_patients(scores):
     sensitivity = scores["lesions_found"].sum() / scores["lesions"].sum()
     precision = scores["marked_correctly"].sum() / scores["marked"].sum()
@@ -110,15 +121,20 @@ def test_a_weight_of_two_is_a_repetition_and_a_weight_of_zero_an_absence(metric,
 
 @pytest.mark.parametrize("metric", ALL_METRICS, ids=lambda metric: metric.name)
 def test_the_draws_of_a_monte_carlo_forecaster_are_averaged(metric, make_scores):
-    three, of_each = make_scores(draws=3), []
+    three, of_each, drawn = make_scores(draws=3), [], ("presence of", *NUMBERS)
     for draw in range(3):
-        values = {key: x[:, draw : draw + 1] if x.shape[1:] == (3,) else x for key, x in three.values.items()}
+        values = {
+            key: x[:, draw : draw + 1] if key.startswith(drawn) and "first" not in key else x
+            for key, x in three.values.items()
+        }
         of_each.append(metric.compute(Scores(three.cases, values), ONES)[0])
     assert metric.compute(three, ONES)[0] == pytest.approx(np.mean(of_each))
 
 
 @pytest.mark.parametrize(
-    "name", ["AUC", "average precision", "AUC within arms", "lesion sensitivity", "voxel average precision"]
+    "name",
+    ["AUC", "average precision", "AUC within arms", "lesion sensitivity", "voxel average precision"]
+    + [metric.name for metric in TABLES["where"]],
 )
 def test_without_active_patients_it_is_not_defined(name, scores):
     none = changed(
@@ -126,6 +142,8 @@ def test_without_active_patients_it_is_not_defined(name, scores):
         true_count=np.zeros(N, int),
         lesions=np.zeros(N, int),
         lesion_voxels=np.zeros_like(scores["lesion_voxels"]),
+        outcome_voxels=np.zeros(N, int),
+        outcome_lesions=np.zeros(N, int),
     )
     assert np.isnan(computed(name, none)).all()
 
