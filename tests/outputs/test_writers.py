@@ -10,6 +10,7 @@ import torch
 from monai.data import MetaTensor
 
 from bundle.data.grid import SlabGrid
+from bundle.data.plausibility import Plausibility
 from bundle.data.transforms import LoadCased, RestoreNatived
 from bundle.errors import InputError
 from bundle.lesions import LesionRule, Placed
@@ -18,6 +19,9 @@ from bundle.outputs.writers import WriteForecastd, covered_slices
 
 GRID = SlabGrid(spacing_mm=(2, 2, 3), shape=(20, 24, 5))
 SHAPE = (40, 48, 5)  # at 1 x 1 x 3 mm the very slab
+ANY = Plausibility(  # a phantom is no brain
+    section_cm2=(0, 300), contrast_doubtful_wrong=(-1, -1), overlap_doubtful_wrong=(0, 0)
+)
 AFFINE = np.array([[1.0, 0, 0, -19.5], [0, 1, 0, -23.5], [0, 0, 3, -6], [0, 0, 0, 1]])
 SUFFIXES = ("probseg.nii.gz", "mask.nii.gz", "forecast.json", "forecast.png")
 
@@ -63,7 +67,7 @@ def patient(tmp_path):
             path = tmp_path / "bids" / f"{name}.nii.gz"
             path.parent.mkdir(parents=True, exist_ok=True)
             nib.save(image, path)
-        data = LoadCased(grid=GRID)({"image": tmp_path / "bids/sub-1", "arm": "avonex"})
+        data = LoadCased(grid=GRID, plausibility=ANY)({"image": tmp_path / "bids/sub-1", "arm": "avonex"})
         data["pred"] = members_of_a_patient() if members is None else members
         data = RestoreNatived(keys=("pred", "consensus"))(SummariseMembersd(**settings)(data))
         flair = tmp_path / "bids/sub-1/ses-w048/anat/sub-1_ses-w048_FLAIR.nii.gz"
