@@ -1,4 +1,4 @@
-"""Real patients of the Ljubljana databases: two FLAIR visits and a brain mask, as users often have."""
+"""Real patients of the Ljubljana databases: two FLAIR visits and a brain mask, nothing else, as users often have."""
 
 import json
 import shutil
@@ -8,6 +8,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import ROOT, TINY, start_bundle
+
+from bundle.data.transforms import LoadCased, plain_inputs
+from bundle.errors import InputError
 
 SCANS = ROOT.parent / "shared" / "openms" / "longitudinal"
 SHIPPED = ROOT / "models" / "model.pt"
@@ -59,14 +62,33 @@ def test_a_real_patient_gets_a_forecast_on_the_scans_own_grid(forecasts, number)
     np.testing.assert_array_equal(heatmap.affine, flair.affine)
     assert heatmap.shape == flair.shape and nib.aff2axcodes(heatmap.affine) == ("L", "P", "S")
     np.testing.assert_allclose(heatmap.header.get_zooms(), (0.72, 0.72, 3), atol=0.005)
-    shares = heatmap.get_fdata()
-    assert shares.min() == 0 and shares.max() <= 1
-    assert not shares[nib.load(SCANS / f"patient{number}" / "brainmask.nii.gz").get_fdata() == 0].any()
+    probabilities = heatmap.get_fdata()
+    assert probabilities.min() == 0 and probabilities.max() <= 1
+    assert not probabilities[nib.load(SCANS / f"patient{number}" / "brainmask.nii.gz").get_fdata() == 0].any()
     report = json.loads((forecasts / case / f"{stem}forecast.json").read_text())
     assert report["arm"] == "unknown" and report["num_members"] == 4
-    assert bool(shares.any()) == (report["p_active"] > 0)
+    assert bool(probabilities.any()) == (report["p_active"] > 0)
     view = report["field_of_view"]
     assert (view["axis"], view["num_slices"]) == (2, flair.shape[2])
     assert view["last_slice"] - view["first_slice"] + 1 == 15  # 45 mm of 3 mm slices
-    marked = np.flatnonzero(shares.any(axis=(0, 1)))
+    marked = np.flatnonzero(probabilities.any(axis=(0, 1)))
     assert all(view["first_slice"] <= marked) and all(marked <= view["last_slice"])
+
+
+@pytest.mark.parametrize("number", ["01", "03"])
+def test_registered_visits_are_accepted_without_a_warning(real_patients, number):
+    inputs, warnings = plain_inputs(LoadCased()({"image": real_patients / f"sub-{number}"}))
+    assert inputs["alignment"] > 0.8 and inputs["brain"] == "given" and warnings == []
+    assert inputs["missing"] == ["t2_w000", "gd_w000", "t2_w048", "gd_w048", "net2_w048"]
+
+
+@pytest.mark.parametrize("number", ["01", "03"])
+def test_visits_as_they_were_acquired_are_refused(tmp_path, number):
+    for study, visit in (("study1", "w000"), ("study2", "w048")):
+        path = tmp_path / f"sub-{number}/ses-{visit}/anat/sub-{number}_ses-{visit}_FLAIR.nii.gz"
+        path.parent.mkdir(parents=True)
+        path.symlink_to(SCANS / f"patient{number}" / "raw" / f"{study}_FLAIR.nii.gz")
+    with pytest.raises(
+        InputError, match="w048 and w000 (do not show one|have [0-9]+% of the slab's) brain .*; co-register"
+    ):
+        LoadCased()({"image": tmp_path / f"sub-{number}"})

@@ -124,7 +124,10 @@ class Plausibility:
             InputError: they cannot be aligned scans of one brain.
         """
         overlap = np.count_nonzero(covered) / np.count_nonzero(brain)
-        pair, fix = f"{visits[1]} and {visits[0]}", "co-register the visits, and check that they are of one patient"
+        pair, fix = (
+            f"{visits[1]} and {visits[0]}",
+            "co-register the visits, and check that both are FLAIR of one patient",
+        )
         doubtful, wrong = self.overlap_doubtful_wrong
         if overlap < wrong:
             problem = f"{pair} have {overlap:.0%} of the slab's brain in common"

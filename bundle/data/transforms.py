@@ -171,11 +171,12 @@ class LoadCased(MapTransform):
         """Alignment of the second visit with the first, NaN without two, and warnings on all FLAIR."""
         alignment, warnings = np.nan, []
         first, *later = raw
-        for name, flair in raw.items():
-            visit, path = name.split("_")[1], case.volumes[name]
-            if not has_orientation(path):
-                warnings.append(f"the orientation of {path.name} is unknown (sform and qform codes are 0)")
-            warnings += self.plausibility.check_contrast(flair, brain, case.id, visit, path)
+        latest = max(name for name in raw if name in CONDITION)
+
+        def check(name: str) -> list[str]:
+            return self.plausibility.check_contrast(raw[name], brain, case.id, name.split("_")[1], case.volumes[name])
+
+        warnings += check(latest)  # the brain is this scan's: it can be judged before they are known to be aligned
         for name in later:
             visits = [first.split("_")[1], name.split("_")[1]]
             covered = brain & (raw[first] > 0) & (raw[name] > 0)
@@ -185,6 +186,12 @@ class LoadCased(MapTransform):
             warnings += doubts
             if name in CONDITION:
                 alignment = round(correlation, 4)
+        for name in raw:
+            if name != latest:
+                warnings += check(name)
+            if not has_orientation(case.volumes[name]):
+                file = case.volumes[name].name
+                warnings.append(f"the orientation of {file} is unknown (sform and qform codes are 0)")
         return alignment, warnings
 
 

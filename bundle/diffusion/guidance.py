@@ -1,7 +1,9 @@
 """Classifier-free guidance: a denoiser made of a conditional one."""
 
+import functools
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from bundle.diffusion.denoiser import Denoiser
@@ -43,7 +45,8 @@ class GuidedDenoiser:
         parts += [(weight, self.denoiser.given(null, self.reuse_within)) for weight, null in nulls if weight]
 
         def guided(z_t: Tensor, logsnr: Tensor) -> Tensor:
-            return sum(weight * denoise(z_t, logsnr) for weight, denoise in parts)
+            terms = [weight * denoise(z_t, logsnr) for weight, denoise in parts]
+            return functools.reduce(torch.add, terms)
 
         if self.guidance_interval is None:
             return guided

@@ -29,7 +29,10 @@ class Prediction(Protocol):
 
 
 class _Linear:
-    """Squared error in x0, shared by the three linear predictions."""
+    """Squared error in x0, shared by the linear predictions."""
+
+    def to_x0(self, output: Tensor, z_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        raise NotImplementedError
 
     def error(self, output: Tensor, x0: Tensor, z_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return (self.to_x0(output, z_t, alpha, sigma) - x0).square()

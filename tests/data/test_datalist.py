@@ -167,8 +167,8 @@ def test_the_subset_is_balanced_and_its_weights_restore_the_population(active, i
     assert kept == {True: min(active, inactive), False: min(active, inactive)}
     assert len({item["case"] for item in subset}) == len(subset)
     weights = np.array([item["weight"] for item in subset])
-    share = sum(weights[[item["active"] for item in subset]]) / weights.sum()
-    assert weights.mean() == pytest.approx(1) and share == pytest.approx(active / (active + inactive))
+    fraction = sum(weights[[item["active"] for item in subset]]) / weights.sum()
+    assert weights.mean() == pytest.approx(1) and fraction == pytest.approx(active / (active + inactive))
     assert subset == balanced_subset(items, seed=1)
     if active != inactive:
         assert subset != balanced_subset(items, seed=2)

@@ -223,7 +223,7 @@ def test_an_inverted_flair_is_refused(textured, invert):
 def test_unusual_contrast_is_a_warning(textured):
     limits = Plausibility(contrast_doubtful_wrong=(100.0, 0.67))
     assert load(textured, plausibility=limits)["warnings"] == [
-        f"the FLAIR of {visit} has unusual contrast: fluid is hardly darker than tissue" for visit in ("w000", "w048")
+        f"the FLAIR of {visit} has unusual contrast: fluid is hardly darker than tissue" for visit in ("w048", "w000")
     ]
 
 

@@ -274,8 +274,8 @@ def test_real_scans_go_to_the_slab_and_back(tmp_path, number):
             (anat / f"{case}_ses-{visit}_{suffix}.nii.gz").symlink_to(source / f"{file}.nii.gz")
     loaded = LoadCased()({"image": tmp_path / case})
     brain, image = loaded["brain"][0].numpy(), loaded["image"].numpy()
-    share = brain.mean(axis=(0, 1))
-    assert share.min() > 0.4  # every slice is a large section of the brain
+    covered = brain.mean(axis=(0, 1))
+    assert covered.min() > 0.4  # every slice is a large section of the brain
     assert abs(np.median(image[0][brain] - image[3][brain])) < 0.05
     flair = nib.load(source / "study2_FLAIR.nii.gz")
     restored = RestoreNatived()(loaded | {"pred": torch.ones(1, *SlabGrid().shape)})["pred"]

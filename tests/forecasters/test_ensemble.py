@@ -181,7 +181,7 @@ def test_numbers_below_one_are_refused(name):
 @pytest.mark.slow
 def test_bf16_changes_neither_members_nor_heatmap_of_the_shipped_weights(trial):
     """Beyond a hundredth of their voxels, and of the expected volume; of the patient who is to have most lesions."""
-    config = inference_config(num_members=4, progress=False, device="cpu")
+    config = inference_config(num_members=4, progress=False, device="cpu", amp=True)
     network, half = (config.get_parsed_content(name) for name in ("network", "inferer"))
     single = half.with_settings(amp=False)
     load = LoadCased(grid=config.get_parsed_content("grid"))
