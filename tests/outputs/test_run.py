@@ -380,7 +380,8 @@ def test_settings_out_of_range_are_one_line(configure, tmp_path, capsys, setting
 
 @pytest.mark.slow
 def test_killed_at_any_moment_inference_leaves_whole_files_and_a_rerun_completes(configure, trial, tmp_path):
-    overrides = FEW | {"num_members": 1, "num_steps": 1, "progress": False, "dataset_dir": str(trial)}
+    items = [{"image": str(folder)} for folder in sorted(trial.glob("sub-*"))[:3]]
+    overrides = FEW | {"num_members": 1, "num_steps": 1, "progress": False, "items": items}
     overrides["weights"] = str(configure().get_parsed_content("weights"))
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     context = multiprocessing.get_context("forkserver")
