@@ -1,12 +1,13 @@
 """python -m scripts.check_simulation counts|places ...: the oracle's calibration, and what images add to counts."""
 
 import warnings
+from dataclasses import replace
 
 import fire
 import numpy as np
 import pandas as pd
 import statsmodels.api as sm
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, label
 from scipy.stats import kstest, nbinom
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -19,13 +20,12 @@ from bundle.data.grid import SlabGrid, slab_centre, to_slab
 from bundle.data.masks import mask_to_slab
 from bundle.errors import InputError, report_in_one_line
 from bundle.simulation.anatomy import AFFINE
-from bundle.simulation.disease import patient_anatomy, patient_history
+from bundle.simulation.disease import draw_disease, patient_anatomy, patient_history, union
 from bundle.simulation.drawing import QUIET
 from bundle.simulation.events import History, assigned_arm
-from bundle.simulation.observation import observe
+from bundle.simulation.observation import Observation, observe
 from bundle.simulation.oracle import COUNTS, MAX_COUNT, Oracle
-from bundle.simulation.patient import simulate_patient
-from bundle.simulation.protocol import MONTHS, PRESETS, Protocol
+from bundle.simulation.protocol import PRESETS, Protocol
 
 
 def counts(patients: int = 12000, preset: str = "trial", seed: int = 7, trained: int = 6000) -> None:
@@ -50,7 +50,8 @@ def counts(patients: int = 12000, preset: str = "trial", seed: int = 7, trained:
     test, fit = slice(patients), slice(patients, None)
     for line in calibration(pmf, truth[test], np.array([f.expected_count for f in told]), np.random.default_rng(0)):
         print(line)
-    rows = {"oracle": pmf}
+    only_counts = [oracle(without_signs(observe(h, a, protocol)), a if h.sees_arm else NULL_ARM) for h, a in zip(histories[:patients], arms)]
+    rows = {"oracle": pmf, "oracle of counts and arm alone": np.array([f.count_pmf for f in only_counts])}
     for name, tables in (("regression on counts", False), ("regression on counts, months, covariates", True)):
         x = np.array([features(h, a, protocol, tables) for h, a in zip(histories, arms)])
         rows[name] = regression(x[fit], truth[fit], x[test])
@@ -59,6 +60,81 @@ def counts(patients: int = 12000, preset: str = "trial", seed: int = 7, trained:
     print(scores.round(4).to_string())
     by_arm = {name: [roc_auc_score(truth[test][arms[test] == a] > 0, 1 - p[arms[test] == a, 0]) for a in range(6)] for name, p in rows.items()}
     print(pd.DataFrame(by_arm, index=ARMS).round(3).T.to_string())
+
+
+def without_signs(seen: Observation) -> Observation:
+    """The counts of the masks alone: smouldering lesions are not told from quiet ones."""
+    return Observation(
+        num_gd=seen.num_gd,
+        num_t2=seen.num_t2 + seen.num_smouldering,
+        num_net2=seen.num_net2,
+        num_enhancing=seen.num_enhancing,
+        months=seen.months,
+    )
+
+
+def places(patients: int = 100, trained: int = 200, arm: str = "placebo", preset: str = "trial", seed: int = 7) -> None:
+    """Log scores of the places of new lesions on the model's grid: oracle, frequency map, and what the signs are worth.
+
+    Args:
+        patients: to forecast, from the first with a lesion to come.
+        trained: further patients, whose expected lesions make the frequency map: the limit of many outcomes of each.
+        arm: whose potential outcomes are forecast; placebo has the most lesions.
+        preset: of the trial.
+        seed: of the trial.
+    """
+    protocol, number, grid = _protocol(preset), ARMS.index(arm), SlabGrid()
+    oracle = Oracle(protocol)
+    frequency, rows, done = np.zeros(grid.shape), [], 0
+    for i in tqdm(range(trained), "frequency map"):
+        # What many outcomes of this patient would add, if the spatial law were not known: less noisy than one outcome.
+        _, seen, _, affine = _outcome(seed, 10**6 + i, number, protocol)
+        footprint = oracle(replace(seen, territories=None), number).footprint
+        frequency += to_slab(footprint, AFFINE, affine, grid) * patient_history(seed, 10**6 + i, protocol).frailty
+    maps = {f"frequency map, {mm} mm": gaussian_filter(frequency, np.divide(mm, grid.spacing_mm)) for mm in (0, 3, 6)}
+    index = -1
+    with tqdm(total=patients, desc="oracle") as bar:
+        while done < patients:
+            index += 1
+            if not patient_history(seed, index, protocol).count(number, 1):
+                continue
+            anatomy, seen, lesions, affine = _outcome(seed, index, number, protocol)
+            done += 1
+            bar.update()
+            brain = to_slab(anatomy.brain.astype(np.float32), AFFINE, affine, grid) >= 0.5
+            status = seen.status
+            variants = {
+                "oracle": seen,
+                "oracle without the spatial law": replace(seen, territories=None),
+                "oracle without activity": replace(seen, status=np.where(status > 0, QUIET, 0).astype(np.uint8)),
+            }
+            told = {n: to_slab(oracle(o, number).footprint, AFFINE, affine, grid) for n, o in variants.items()}
+            labels, n = label(mask_to_slab(lesions, AFFINE, affine, grid), np.ones((3, 3, 3)))
+            for name, values in (told | maps).items():
+                density = np.where(brain, values, 0)
+                density = 0.99 * density / density.sum() + 0.01 * brain / brain.sum()
+                gain = np.log(np.maximum(density * brain.sum(), 1e-3))
+                for k in range(1, n + 1):
+                    rows.append((name, index, k, gain[labels == k].mean(), (labels == k).sum()))
+    table = pd.DataFrame(rows, columns=["forecaster", "patient", "lesion", "nats", "voxels"])
+    reference = table[table.forecaster == "frequency map, 3 mm"].set_index(["patient", "lesion"]).nats
+    for name, group in table.groupby("forecaster", sort=False):
+        paired = group.set_index(["patient", "lesion"]).nats - reference
+        by_patient = paired.groupby("patient").sum()
+        error = np.sqrt(((by_patient - paired.mean() * paired.groupby("patient").size()) ** 2).sum()) / len(paired)
+        per_voxel = np.average(group.nats, weights=group.voxels)
+        print(f"{name:32s} nats over uniform: {group.nats.mean():.3f} a lesion, {per_voxel:.3f} a voxel; over the map of 3 mm: {paired.mean():+.3f} (se {error:.3f}), {len(group)} lesions")
+
+
+def _outcome(seed: int, index: int, arm: int, protocol: Protocol):
+    """Brain, observation, NET2 of w096 (bool) had the patient been in `arm`, and the slab's affine."""
+    history, anatomy = patient_history(seed, index, protocol), patient_anatomy(seed, index)
+    disease = draw_disease(anatomy, history, seed, index, protocol)
+    first, second = disease.outcomes[arm]
+    status = disease.status_w048(first, history.num_enhancing(arm, protocol), history.active(arm, protocol))
+    seen = replace(observe(history, arm, protocol), anatomy=anatomy, status=status)
+    grid = SlabGrid()
+    return anatomy, seen, union(second), grid.affine(slab_centre(anatomy.brain, AFFINE, grid))
 
 
 def calibration(pmf: np.ndarray, truth: np.ndarray, expected: np.ndarray, rng: np.random.Generator) -> list[str]:
@@ -138,4 +214,4 @@ def _protocol(preset: str) -> Protocol:
 
 if __name__ == "__main__":
     report_in_one_line()
-    fire.Fire({"counts": counts})
+    fire.Fire({"counts": counts, "places": places})

@@ -105,7 +105,17 @@ def _furrow_distance(rng: np.random.Generator) -> np.ndarray:
     field = ndimage.gaussian_filter(rng.standard_normal(coarse, np.float32), (2.4, 2.4, 1.2), truncate=2.5)
     slope = np.hypot(*np.gradient(field, 2.0, axis=(0, 1)))
     distance = np.abs(field) / (slope + 0.1 * slope.mean())
-    return ndimage.zoom(distance, (2, 2, 1), order=1, grid_mode=True, mode="nearest")
+    return doubled(distance)
+
+
+def doubled(values: np.ndarray) -> np.ndarray:
+    """Twice as many voxels in plane, linear between the centres of the old ones, held at the border."""
+    for axis in (0, 1):
+        values = np.moveaxis(values, axis, 0)
+        before, after = np.concatenate([values[:1], values[:-1]]), np.concatenate([values[1:], values[-1:]])
+        pairs = np.stack([0.75 * values + 0.25 * before, 0.75 * values + 0.25 * after], axis=1)
+        values = np.moveaxis(pairs.reshape(-1, *values.shape[1:]), 0, axis)
+    return values
 
 
 def _fold(tissue: np.ndarray, labels: np.ndarray, depth_mm: np.ndarray, furrow_mm: np.ndarray) -> None:

@@ -20,7 +20,6 @@ from bundle.simulation.protocol import Protocol
 
 Lesions = list[tuple[np.ndarray, ...]]
 HISTORY, ANATOMY, BASELINE, NET2, ACQUISITION, READING = range(6)  # independent streams of a patient's randomness
-_LOAD_DEVIATION = 0.8  # of the mean log volume of old lesions between patients
 _SMOULDERING_MM3 = 60.0  # they are large enough for their brightness to be seen
 
 
@@ -79,7 +78,7 @@ class Disease:
 def draw_disease(anatomy: Anatomy, history: History, seed: int, index: int, protocol: Protocol) -> Disease:
     """The lesions of patient `index`, whose history is given, in all arms."""
     rng = np.random.default_rng(stream(seed, index, BASELINE))
-    effect = rng.normal(0, _LOAD_DEVIATION)
+    effect = rng.standard_normal()
     quiet = form_old_lesions(anatomy, history.quiet, effect, rng)
     smouldering = form_old_lesions(anatomy, history.smouldering, effect, rng, at_least_mm3=_SMOULDERING_MM3)
     before = Surroundings(anatomy, _status(quiet, [], [], smouldering), protocol.hazards)

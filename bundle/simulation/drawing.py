@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from bundle.simulation.anatomy import SHAPE, SPACING_MM, VOXEL_MM3, Anatomy
 from bundle.simulation.events import Event, net2_volume_mm3, t2_volume_mm3
+from bundle.simulation.territories import KINDS
 
 # Status of a voxel at a visit; where lesions overlap the most active counts.
 FREE, QUIET, RECENT, ENHANCING, SMOULDERING = range(5)
@@ -131,7 +132,7 @@ def form_old_lesions(
     Args:
         anatomy: the brain.
         territories: (n,) of each lesion.
-        patient_effect: added to the mean log volume.
+        patient_effect: see `t2_volume_mm3`.
         rng: draws places, volumes and shapes.
         at_least_mm3: smaller volumes are raised to this.
     """
@@ -143,7 +144,8 @@ def form_old_lesions(
     inner = np.minimum(anatomy.susceptibility.ravel()[starts] / 1.5, 1)
     volumes_mm3 = np.maximum(t2_volume_mm3(rng.random(len(starts)), patient_effect, inner), at_least_mm3)
     places = zip(*np.unravel_index(starts, SHAPE))
-    return [grow(anatomy.parenchyma, p, v, rng, anatomy.right) for p, v in zip(places, volumes_mm3)]
+    sides = [None if KINDS[t // 2] == "callosal" else anatomy.right for t in territories]  # callosal ones may cross over
+    return [grow(anatomy.parenchyma, p, v, rng, side) for p, v, side in zip(places, volumes_mm3, sides)]
 
 
 def halo(lesion: tuple[np.ndarray, ...]) -> tuple[tuple[slice, ...], np.ndarray]:
@@ -175,7 +177,7 @@ def grow(
     """
     num_voxels = max(1, round(volume_mm3 / VOXEL_MM3))
     radius_mm = (3 * num_voxels * VOXEL_MM3 / (4 * np.pi)) ** (1 / 3)
-    reach = [int(np.ceil((2 * radius_mm + 4) / s)) for s in SPACING_MM]
+    reach = [int(np.ceil((1.7 * radius_mm + 4) / s)) for s in SPACING_MM]
     low = [max(0, c - r) for c, r in zip(seed, reach)]
     box = tuple(slice(a, c + r + 1) for a, c, r in zip(low, seed, reach))
     room = free[box] if right is None else free[box] & (right[box] == right[tuple(seed)])
@@ -201,12 +203,15 @@ def grow(
 def _bent_distance(shape: tuple[int, ...], start: list[int], rng: np.random.Generator) -> np.ndarray:
     """Distance in mm from a point in the start voxel, in a random ellipsoid metric, stretched by direction."""
     offset = rng.uniform(-0.5, 0.5, 3)
-    metric = rng.normal(0, 1, (3, 3)) * 0.25 + np.eye(3)
-    bumps = rng.normal(0, 0.35, 3), rng.normal(0, 0.25, 3)
-    axes = [(np.arange(n) - c - o) * s for n, c, o, s in zip(shape, start, offset, SPACING_MM)]
+    metric = (rng.normal(0, 1, (3, 3)) * 0.25 + np.eye(3)).astype(np.float32)
+    bumps, cubes = rng.normal(0, 0.35, 3).astype(np.float32), rng.normal(0, 0.25, 3).astype(np.float32)
+    axes = [((np.arange(n) - c - o) * s).astype(np.float32) for n, c, o, s in zip(shape, start, offset, SPACING_MM)]
     x, y, z = np.meshgrid(*axes, indexing="ij", sparse=True)
-    u, v, w = (row[0] * x + row[1] * y + row[2] * z for row in metric)
-    length = np.sqrt(u * u + v * v + w * w) + 1e-6
-    bend = (bumps[0][0] * u * v + bumps[0][1] * v * w + bumps[0][2] * u * w) / length**2
-    bend += (bumps[1][0] * u**3 + bumps[1][1] * v**3 + bumps[1][2] * w**3) / length**3
+    u, v, w = (row[0] * x + (row[1] * y + row[2] * z) for row in metric)
+    uu, vv, ww = u * u, v * v, w * w
+    length = np.sqrt(uu + vv + ww) + np.float32(1e-6)
+    bend = (bumps[0] * u + bumps[1] * w) * v + bumps[2] * u * w
+    bend *= length
+    bend += cubes[0] * uu * u + cubes[1] * vv * v + cubes[2] * ww * w
+    bend /= length * length * length
     return length * np.exp(bend)

@@ -158,7 +158,7 @@ def net2_volume_mm3(quantile: np.ndarray | float) -> np.ndarray | float:
     The upper half is the wider one, so that the largest changes are as large as real ones: quartiles 23, 46, 130 mm3,
     95th percentile 600 mm3.
     """
-    median, below, above = np.log(46.0), 1.05, 1.55  # of ln mm3
+    median, below, above = np.log(46.0), 1.05, 1.45  # of ln mm3
     low, high = ndtr((np.log(9.0) - median) / below), ndtr((np.log(8000.0) - median) / above)
     score = ndtri(low + (high - low) * quantile)
     return np.exp(median + np.where(score < 0, below, above) * score)
@@ -167,7 +167,13 @@ def net2_volume_mm3(quantile: np.ndarray | float) -> np.ndarray | float:
 def t2_volume_mm3(
     quantile: np.ndarray | float, patient_effect: float, periventricular: np.ndarray | float
 ) -> np.ndarray | float:
-    """Volume of an old lesion: log-normal from 6 to 8000 mm3, larger in some patients and next to the ventricles."""
-    mean, deviation = 2.2 + patient_effect + 2.4 * periventricular, 1.4
-    low, high = ndtr((np.log(6.0) - mean) / deviation), ndtr((np.log(8000.0) - mean) / deviation)
+    """Volume of an old lesion: log-normal from 6 to 30000 mm3, larger in some patients, most of all at the ventricles.
+
+    Args:
+        quantile: in [0, 1).
+        patient_effect: standard normal; a patient's lesions are large together.
+        periventricular: in [0, 1], 1 beside the ventricles.
+    """
+    mean, deviation = 2.1 + 0.6 * patient_effect + (2.9 + 1.3 * patient_effect) * periventricular, 1.4
+    low, high = ndtr((np.log(6.0) - mean) / deviation), ndtr((np.log(30000.0) - mean) / deviation)
     return np.exp(mean + deviation * ndtri(low + (high - low) * quantile))

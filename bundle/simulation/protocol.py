@@ -55,7 +55,7 @@ class Protocol:
     partial_responders: tuple[float, ...] = (0.939, 0.884, 0.771, 0.578, 0.454, 0.050)
     gd_mean: float = 1.0
     gd_weeks: float = 6.0
-    t2_mean: float = 70.0
+    t2_mean: float = 95.0
     t2_floor: float = 0.8
     t2_size: float = 1.3
     t2_duration: float = 0.3
@@ -66,9 +66,9 @@ class Protocol:
     diffuse_slope: float = 0.045
     diffuse_noise: float = 0.35
     territory_weights: tuple[float, ...] = (0.12, 0.17, 0.09, 0.05, 0.19, 0.30, 0.08)
-    concentration: float = 12.0
-    enlarging: float = 0.3
-    hazards: tuple[float, float, float, float] = (1.0, 4.0, 8.0, 30.0)
+    concentration: float = 6.0
+    enlarging: float = 0.35
+    hazards: tuple[float, float, float, float] = (1.0, 4.0, 10.0, 60.0)
     interval_months: tuple[float, ...] = (10.5, 11.0, 11.5)
     growth_mm_per_year: float = 0.25
     growth_shape: float = 4.0
