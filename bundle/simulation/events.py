@@ -155,10 +155,10 @@ def assigned_arm(seed: int, index: int) -> int:
 def net2_volume_mm3(quantile: np.ndarray | float) -> np.ndarray | float:
     """Volume of a new lesion at a quantile in [0, 1): two half log-normals, between 9 and 8000 mm3.
 
-    The upper half is the wider one, so that the largest changes are as large as real ones: quartiles 23, 46, 130 mm3,
-    95th percentile 600 mm3.
+    The upper half is the wider one, so that the largest changes are as large as real ones: quartiles 24, 48, 122 mm3,
+    95th percentile 570 mm3.
     """
-    median, below, above = np.log(46.0), 1.05, 1.45  # of ln mm3
+    median, below, above = np.log(46.0), 1.05, 1.52  # of ln mm3
     low, high = ndtr((np.log(9.0) - median) / below), ndtr((np.log(8000.0) - median) / above)
     score = ndtri(low + (high - low) * quantile)
     return np.exp(median + np.where(score < 0, below, above) * score)

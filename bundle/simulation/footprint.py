@@ -47,7 +47,7 @@ def _spread(starts: np.ndarray, room: np.ndarray, footprint: np.ndarray) -> None
 
 
 @lru_cache(maxsize=1)
-def mean_lesion_shapes(num_lesions: int = 1000) -> tuple[tuple[float, np.ndarray], ...]:
+def mean_lesion_shapes(num_lesions: int = 600) -> tuple[tuple[float, np.ndarray], ...]:
     """Per class of volume its share of lesions, and float32 (odd, odd, odd): how often a lesion that started in the centre
     covers each voxel.
     """

@@ -179,7 +179,7 @@ class Oracle:
         highest = log_t2.max()
         likelihood = self._covariates.likelihood(observation.covariates, np.exp(log_t2 - highest))
         with np.errstate(divide="ignore"):
-            return total + np.log(likelihood)
+            return total + highest + np.log(likelihood)
 
     def _log_t2(self, observation: Observation) -> np.ndarray:
         """(frailty, durations): log P(number of T2 lesions | frailty, disease duration), up to a constant."""

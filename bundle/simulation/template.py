@@ -11,6 +11,9 @@ from bundle.simulation.labels import BRAINSTEM, LEFT, RIGHT
 from bundle.simulation.territories import divide
 
 
+_REACH_MM = (-45, 70)  # of z
+
+
 @dataclass(frozen=True)
 class Template:
     """Maps at 1 mm; arrays of one shape, voxel 0 at `origin_mm` in MNI space.
@@ -42,7 +45,11 @@ def load_template() -> Template:
         np.asarray(i.dataobj, np.float32)
         for i in (image, load_mni152_gm_template(resolution=1), load_mni152_wm_template(resolution=1))
     )
-    origin_mm = image.affine[:3, 3]
+    origin_mm = image.affine[:3, 3].copy()
+    # The slab and what deformation may bring into it; the rest would only cost time.
+    low, high = (int(z - origin_mm[2]) for z in _REACH_MM)
+    t1, grey, white = (volume[..., low:high] for volume in (t1, grey, white))
+    origin_mm[2] += low
     x, y, z = np.meshgrid(*(np.arange(n) + o for n, o in zip(t1.shape, origin_mm)), indexing="ij", sparse=True)
     brain = t1 > 0
     # Averaging 152 brains blurs the sulci; squaring the fractions sharpens them to the look of a single one.
