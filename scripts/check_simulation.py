@@ -50,7 +50,10 @@ def counts(patients: int = 12000, preset: str = "trial", seed: int = 7, trained:
     test, fit = slice(patients), slice(patients, None)
     for line in calibration(pmf, truth[test], np.array([f.expected_count for f in told]), np.random.default_rng(0)):
         print(line)
-    only_counts = [oracle(without_signs(observe(h, a, protocol)), a if h.sees_arm else NULL_ARM) for h, a in zip(histories[:patients], arms)]
+    only_counts = [
+        oracle(without_signs(observe(h, a, protocol)), a if h.sees_arm else NULL_ARM)
+        for h, a in zip(histories[:patients], arms)
+    ]
     rows = {"oracle": pmf, "oracle of counts and arm alone": np.array([f.count_pmf for f in only_counts])}
     for name, tables in (("regression on counts", False), ("regression on counts, months, covariates", True)):
         x = np.array([features(h, a, protocol, tables) for h, a in zip(histories, arms)])
@@ -58,7 +61,10 @@ def counts(patients: int = 12000, preset: str = "trial", seed: int = 7, trained:
     scores = pd.DataFrame({name: score(p, truth[test]) for name, p in rows.items()}).T
     scores["crps_ratio"] = scores.crps["oracle"] / scores.crps
     print(scores.round(4).to_string())
-    by_arm = {name: [roc_auc_score(truth[test][arms[test] == a] > 0, 1 - p[arms[test] == a, 0]) for a in range(6)] for name, p in rows.items()}
+    by_arm = {
+        name: [roc_auc_score(truth[test][arms[test] == a] > 0, 1 - p[arms[test] == a, 0]) for a in range(6)]
+        for name, p in rows.items()
+    }
     print(pd.DataFrame(by_arm, index=ARMS).round(3).T.to_string())
 
 
@@ -123,7 +129,9 @@ def places(patients: int = 100, trained: int = 200, arm: str = "placebo", preset
         by_patient = paired.groupby("patient").sum()
         error = np.sqrt(((by_patient - paired.mean() * paired.groupby("patient").size()) ** 2).sum()) / len(paired)
         per_voxel = np.average(group.nats, weights=group.voxels)
-        print(f"{name:32s} nats over uniform: {group.nats.mean():.3f} a lesion, {per_voxel:.3f} a voxel; over the map of 3 mm: {paired.mean():+.3f} (se {error:.3f}), {len(group)} lesions")
+        told = f"{group.nats.mean():.3f} a lesion, {per_voxel:.3f} a voxel"
+        gained = f"{paired.mean():+.3f} a lesion (standard error {error:.3f})"
+        print(f"{name:32s} nats over uniform: {told}; over the map of 3 mm: {gained}; {len(group)} lesions")
 
 
 def _outcome(seed: int, index: int, arm: int, protocol: Protocol):

@@ -28,7 +28,12 @@ def diffuse_extent(anatomy: Anatomy) -> np.ndarray:
 
 
 def tissue_signal(
-    anatomy: Anatomy, settings: Settings, texture: np.ndarray, growth_mm: float, lesion_gain: np.ndarray, diffuse: np.ndarray
+    anatomy: Anatomy,
+    settings: Settings,
+    texture: np.ndarray,
+    growth_mm: float,
+    lesion_gain: np.ndarray,
+    diffuse: np.ndarray,
 ) -> np.ndarray:
     """Signal before the scanner's own imperfections: float32 `SHAPE`, relative to normal white matter.
 

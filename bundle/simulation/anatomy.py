@@ -67,7 +67,8 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
     inside = where[:, brain]
     nearest = tuple(np.clip(np.rint(i), 0, n - 1).astype(int) for i, n in zip(inside, template.labels.shape))
     white, grey, fluid, distance_mm = (
-        ndimage.map_coordinates(source, inside, order=1) for source in (*template.tissue, template.ventricle_distance_mm)
+        ndimage.map_coordinates(source, inside, order=1)
+        for source in (*template.tissue, template.ventricle_distance_mm)
     )
     tissue = np.stack([white, grey, fluid])  # (3, voxels of the brain)
     tissue /= np.maximum(tissue.sum(0), 1e-6)
@@ -132,7 +133,7 @@ def _fold(tissue: np.ndarray, labels: np.ndarray, depth_mm: np.ndarray, furrow_m
     fade = np.clip((22 - depth_mm[reach]) / 8, 0, 1)
     near = furrow_mm[reach]
     white, grey, fluid = tissue[:, reach]
-    ribbon = fade * np.exp(-((near / 3.2) ** 4))
+    ribbon = fade * np.exp(-((near / 2.7) ** 8))
     turned = ribbon * white  # white matter beside a sulcus becomes cortex
     white, grey = white - turned, grey + turned
     groove = 0.75 * fade * np.exp(-((near / 0.9) ** 2))

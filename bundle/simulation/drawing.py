@@ -20,9 +20,9 @@ FREE, QUIET, RECENT, ENHANCING, SMOULDERING = range(5)
 class Surroundings:
     """Where the next lesions may start, given the lesions that exist.
 
-    An event either forms a new lesion, which touches no old one, in a territory drawn from the patient's spatial law and
-    there in proportion to the susceptibility; or it enlarges an old lesion: it starts at a voxel beside one, in proportion
-    to the hazard of the most active lesion that the voxel touches.
+    An event either forms a new lesion, which touches no old one, in a territory drawn from the patient's spatial law
+    and there in proportion to the susceptibility; or it enlarges an old lesion: it starts at a voxel beside one, in
+    proportion to the hazard of the most active lesion that the voxel touches.
 
     Args:
         anatomy: the brain.
@@ -84,10 +84,10 @@ def form_lesions(
 ) -> list[tuple[np.ndarray, ...]]:
     """NET2 lesions of one interval, one after the other, not touching each other.
 
-    A lesion starts where the first of independent exponential clocks, one per voxel and as fast as the density of starts,
-    rings: a draw from that density. The same mark keeps its clocks under a slightly different density (another arm's
-    history) and then mostly starts at the same voxel, so the potential outcomes of a patient share their places wherever
-    they can.
+    A lesion starts where the first of independent exponential clocks, one per voxel and as fast as the density of
+    starts, rings: a draw from that density. The same mark keeps its clocks under a slightly different density (another
+    arm's history) and then mostly starts at the same voxel, so the potential outcomes of a patient share their places
+    wherever they can.
 
     Args:
         around: the lesions before.
@@ -125,7 +125,12 @@ def form_lesions(
 
 
 def form_old_lesions(
-    anatomy: Anatomy, territories: np.ndarray, patient_effect: float, rng: np.random.Generator, *, at_least_mm3: float = 0
+    anatomy: Anatomy,
+    territories: np.ndarray,
+    patient_effect: float,
+    rng: np.random.Generator,
+    *,
+    at_least_mm3: float = 0,
 ) -> list[tuple[np.ndarray, ...]]:
     """Lesions of the years before the trial; they may overlap and merge.
 
@@ -144,7 +149,9 @@ def form_old_lesions(
     inner = np.minimum(anatomy.susceptibility.ravel()[starts] / 1.5, 1)
     volumes_mm3 = np.maximum(t2_volume_mm3(rng.random(len(starts)), patient_effect, inner), at_least_mm3)
     places = zip(*np.unravel_index(starts, SHAPE))
-    sides = [None if KINDS[t // 2] == "callosal" else anatomy.right for t in territories]  # callosal ones may cross over
+    sides = [
+        None if KINDS[t // 2] == "callosal" else anatomy.right for t in territories
+    ]  # callosal ones may cross over
     return [grow(anatomy.parenchyma, p, v, rng, side) for p, v, side in zip(places, volumes_mm3, sides)]
 
 

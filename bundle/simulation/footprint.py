@@ -16,9 +16,9 @@ _CLASSES = ((0.0, 0.85), (0.85, 1.0))
 def lesion_footprint(around: Surroundings, new: np.ndarray, enlarged: np.ndarray) -> np.ndarray:
     """Probability of every voxel to be covered by the next lesion; adds up to its mean volume in voxels.
 
-    The density of starts is spread by the mean shape of a lesion in open space, class of volume by class; what would fall
-    on fluid, background, an old lesion or the other half of the head is spread over the free voxels of the same shape
-    instead, as a growing lesion does.
+    The density of starts is spread by the mean shape of a lesion in open space, class of volume by class; what would
+    fall on fluid, background, an old lesion or the other half of the head is spread over the free voxels of the same
+    shape instead, as a growing lesion does.
 
     Args:
         around: the lesions before.
@@ -48,8 +48,8 @@ def _spread(starts: np.ndarray, room: np.ndarray, footprint: np.ndarray) -> None
 
 @lru_cache(maxsize=1)
 def mean_lesion_shapes(num_lesions: int = 600) -> tuple[tuple[float, np.ndarray], ...]:
-    """Per class of volume its share of lesions, and float32 (odd, odd, odd): how often a lesion that started in the centre
-    covers each voxel.
+    """Per class of volume its share of lesions, and float32 (odd, odd, odd): how often a lesion that started in the
+    centre covers each voxel.
     """
     centre = (45, 45, 15)
     free = np.ones([2 * c + 1 for c in centre], bool)

@@ -37,12 +37,12 @@ class Observation:
         covariates: what participants.tsv tells.
         months: lengths of the intervals from w000 to w048 and from there to w096.
         territories: (territories,) lesions by territory: all of w000 and the new ones, not the enlarging, of w048.
-        anatomy, status: the brain, and its lesions at the last visit (`bundle.simulation.drawing`); only the heatmap needs
-            them.
+        anatomy, status: the brain, and its lesions at the last visit (`bundle.simulation.drawing`); only the heatmap
+            needs them.
 
-    These suffice: volumes, shapes, places within a territory, texture and atrophy after w048 are independent of frailty,
-    response, spatial law and outcome given them. Old lesions that have merged are counted as they formed, a little more
-    than an eye sees.
+    These suffice: volumes, shapes, places within a territory, texture and atrophy after w048 are independent of
+    frailty, response, spatial law and outcome given them. Old lesions that have merged are counted as they formed, a
+    little more than an eye sees.
 
     Raises:
         ValueError: a count is negative or greater than what it is part of, or of anatomy and status only one is given.
@@ -174,8 +174,8 @@ def read_observation(dataset_dir: str | Path, case: str, visit: str = "w048") ->
 def read_masks(dataset_dir: str | Path, case: str, *, flair_signs: bool = True) -> Observation:
     """What the written masks show up to w048: their components, with a reader's errors; a missing mask shows nothing.
 
-    The forecast from it is no exact one: the oracle takes these components for lesions. It is what a reader of masks with
-    an oracle's knowledge of the disease could say.
+    The forecast from it is no exact one: the oracle takes these components for lesions. It is what a reader of masks
+    with an oracle's knowledge of the disease could say.
 
     Args:
         flair_signs: also read, perfectly, what only FLAIR shows: diffuse signal and smouldering lesions.
@@ -183,7 +183,13 @@ def read_masks(dataset_dir: str | Path, case: str, *, flair_signs: bool = True) 
     perfect = read_observation(dataset_dir, case)
     masks = {
         (visit, label): _read_array(_mask_file(dataset_dir, case, visit, label), case)
-        for visit, label in (("w000", "T2lesion"), ("w000", "Gdlesion"), ("w048", "T2lesion"), ("w048", "Gdlesion"), ("w048", "NET2"))
+        for visit, label in (
+            ("w000", "T2lesion"),
+            ("w000", "Gdlesion"),
+            ("w048", "T2lesion"),
+            ("w048", "Gdlesion"),
+            ("w048", "NET2"),
+        )
     }
     t2, gd, net2 = masks["w000", "T2lesion"], masks["w000", "Gdlesion"], masks["w048", "NET2"]
     num_t2, num_gd, num_net2 = (None if m is None else int(ndimage.label(m, _NEIGHBOURS_26)[1]) for m in (t2, gd, net2))
@@ -231,14 +237,21 @@ def _status_of(masks: dict, perfect: np.ndarray | None) -> np.ndarray | None:
     if shape is None:
         return np.zeros(SHAPE, np.uint8) if perfect is None else perfect
     status = np.zeros(shape, np.uint8)
-    for value, key in ((QUIET, ("w000", "T2lesion")), (QUIET, ("w048", "T2lesion")), (RECENT, ("w048", "NET2")), (ENHANCING, ("w048", "Gdlesion"))):
+    for value, key in (
+        (QUIET, ("w000", "T2lesion")),
+        (QUIET, ("w048", "T2lesion")),
+        (RECENT, ("w048", "NET2")),
+        (ENHANCING, ("w048", "Gdlesion")),
+    ):
         if masks[key] is not None:
             status[masks[key] > 0] = value
     return status if perfect is None else np.where(status > 0, np.maximum(status, perfect), 0).astype(np.uint8)
 
 
 def _mask_file(dataset_dir: str | Path, case: str, visit: str, label: str) -> Path:
-    return Path(dataset_dir) / f"derivatives/lesions/{case}/ses-{visit}/anat/{case}_ses-{visit}_label-{label}_mask.nii.gz"
+    return (
+        Path(dataset_dir) / f"derivatives/lesions/{case}/ses-{visit}/anat/{case}_ses-{visit}_label-{label}_mask.nii.gz"
+    )
 
 
 def _status_file(dataset_dir: str | Path, case: str, visit: str) -> Path:

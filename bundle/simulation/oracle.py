@@ -161,7 +161,10 @@ class Oracle:
             quiet = observation.num_net2 - observation.num_enhancing
             total += observation.num_enhancing * np.log(enhancing) + quiet * np.log1p(-enhancing)
         if observation.growth_mm is not None:
-            shape, rate = self.protocol.growth_shape * months / 12, self.protocol.growth_shape / self.protocol.growth_mm_per_year
+            shape, rate = (
+                self.protocol.growth_shape * months / 12,
+                self.protocol.growth_shape / self.protocol.growth_mm_per_year,
+            )
             total += shape * np.log(rate * observation.growth_mm) - gammaln(shape)
         return total
 

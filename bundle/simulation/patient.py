@@ -24,8 +24,8 @@ from bundle.simulation.protocol import WEEKS_PER_MONTH, Protocol
 from bundle.simulation.territories import TERRITORIES
 
 VISITS = ("w000", "w048", "w096")
-# Added brightness of lesions, relative to white matter: mean, deviation, least and greatest. They do not overlap where it
-# matters: a smouldering lesion can be told from a quiet one.
+# Added brightness of lesions, relative to white matter: mean, deviation, least and greatest. They do not overlap where
+# it matters: a smouldering lesion can be told from a quiet one.
 _QUIET_GAIN, _NEW_GAIN, _SMOULDERING_GAIN = (0.42, 0.07, 0.25, 0.55), (0.55, 0.05, 0.42, 0.66), (0.85, 0.04, 0.76, 0.95)
 
 
@@ -191,7 +191,9 @@ def _records(lesions: Lesions, history: History, arm: int, interval: int, before
             "start_mm": [round(float(c), 2) for c in AFFINE[:3, :3] @ [i[0] for i in lesion] + AFFINE[:3, 3]],
             "volume_mm3": VOXEL_MM3 * len(lesion[0]),
             "enlarging": touches_old(lesion),
-            "territory": None if history.enlarges(arm, interval, j) else TERRITORIES[history.events[interval][j].territory],
+            "territory": None
+            if history.enlarges(arm, interval, j)
+            else TERRITORIES[history.events[interval][j].territory],
         }
         for j, (lesion, week) in enumerate(zip(lesions, history.weeks[arm][interval]))
     ]

@@ -25,10 +25,10 @@ class Settings:
         shift_mm: (3,) error of the registration of this visit to the patient's grid.
     """
 
-    grey: float = 1.17
+    grey: float = 1.2
     fluid: float = 0.25
     lesion: float = 1.0
-    blur_mm: float = 0.7
+    blur_mm: float = 0.5
     slice_mm: float = 3.0
     noise: float = 0.025
     bias: float = 0.03
@@ -76,7 +76,7 @@ class Fleet:
     grey: Range = (1.05, 1.35)
     fluid: Range = (0.12, 0.45)
     lesion: Range = (0.75, 1.35)
-    blur_mm: Range = (0.45, 1.3)
+    blur_mm: Range = (0.3, 1.1)
     slice_mm: Range = (1.0, 5.0)
     noise: Range = (0.01, 0.07)
     bias: Range = (0.015, 0.1)
@@ -122,7 +122,11 @@ class SiteScanners:
         acquired = []
         for _ in range(visits):
             visit = self.fleet.draw(rng)
-            changes = {"residue": visit.residue, "shift_mm": visit.shift_mm, "gain": scanner["gain"] * np.exp(rng.normal(0, 0.1))}
+            changes = {
+                "residue": visit.residue,
+                "shift_mm": visit.shift_mm,
+                "gain": scanner["gain"] * np.exp(rng.normal(0, 0.1)),
+            }
             acquired.append(Settings(**(scanner | changes)))
         return acquired
 

@@ -10,7 +10,6 @@ from scipy import ndimage
 from bundle.simulation.labels import BRAINSTEM, LEFT, RIGHT
 from bundle.simulation.territories import divide
 
-
 _REACH_MM = (-45, 70)  # of z
 
 
@@ -46,10 +45,11 @@ def load_template() -> Template:
         for i in (image, load_mni152_gm_template(resolution=1), load_mni152_wm_template(resolution=1))
     )
     origin_mm = image.affine[:3, 3].copy()
-    # The slab and what deformation may bring into it; the rest would only cost time.
+    # The brain, as far as deformation may bring it into the slab; the rest would only cost time.
     low, high = (int(z - origin_mm[2]) for z in _REACH_MM)
-    t1, grey, white = (volume[..., low:high] for volume in (t1, grey, white))
-    origin_mm[2] += low
+    box = [*(_extent(t1[..., low:high].any(axis=(1 - axis, 2))) for axis in (0, 1)), slice(low, high)]
+    t1, grey, white = (volume[tuple(box)] for volume in (t1, grey, white))
+    origin_mm += [axis.start for axis in box]
     x, y, z = np.meshgrid(*(np.arange(n) + o for n, o in zip(t1.shape, origin_mm)), indexing="ij", sparse=True)
     brain = t1 > 0
     # Averaging 152 brains blurs the sulci; squaring the fractions sharpens them to the look of a single one.
@@ -74,6 +74,11 @@ def load_template() -> Template:
         ndimage.distance_transform_edt(brain).astype(np.float32),
         origin_mm,
     )
+
+
+def _extent(profile: np.ndarray) -> slice:
+    found = np.flatnonzero(profile)
+    return slice(max(found[0] - 2, 0), found[-1] + 3)
 
 
 def _lateral_ventricles(fluid: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:

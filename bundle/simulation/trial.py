@@ -24,7 +24,7 @@ from bundle.simulation.covariates import COLUMNS
 from bundle.simulation.disease import patient_history
 from bundle.simulation.events import History, assigned_arm
 from bundle.simulation.patient import VISITS, Patient, simulate_patient
-from bundle.simulation.protocol import PRESETS, Protocol
+from bundle.simulation.protocol import PRESETS
 
 VERSION = "3"
 DERIVATIVES = ("lesions", "brain", "synthseg", "truth")
@@ -139,7 +139,9 @@ def _row(index: int, arm: int, history: History) -> str:
 
 def _sessions(history: History) -> str:
     """sessions.tsv of a patient: months from w000 to each visit."""
-    months: Sequence[float | None] = [0.0, *np.cumsum(history.months).tolist()] if history.sees_months else [0.0, None, None]
+    months: Sequence[float | None] = (
+        [0.0, *np.cumsum(history.months).tolist()] if history.sees_months else [0.0, None, None]
+    )
     rows = [f"ses-{visit}\t{'n/a' if m is None else m}\n" for visit, m in zip(VISITS, months)]
     return "".join(["session_id\tmonths\n", *rows])
 
@@ -172,7 +174,13 @@ def _end_with_parent() -> None:
 
 def _open_dataset(out: Path, seed: int, preset: str, compact: bool) -> None:
     description = out / "dataset_description.json"
-    generator = {"Name": "scripts.simulate_trial", "Version": VERSION, "Seed": seed, "Preset": preset, "Compact": compact}
+    generator = {
+        "Name": "scripts.simulate_trial",
+        "Version": VERSION,
+        "Seed": seed,
+        "Preset": preset,
+        "Compact": compact,
+    }
     content = {
         "Name": "Simulated trial of new and enlarging T2 lesions in multiple sclerosis",
         "BIDSVersion": "1.10.0",

@@ -28,6 +28,8 @@ def test_presets_and_slabs_are_arguments(tmp_path):
     failed = simulate("--out", str(tmp_path / "trial"), "--patients", "1", "--preset", "ward")
     assert failed.returncode == 1
     assert failed.stderr == "error: --preset 'ward' is none of trial, clinic; give one of them\n"
-    done = simulate("--out", str(tmp_path / "slabs"), "--patients", "1", "--workers", "1", "--preset", "clinic", "--compact")
+    done = simulate(
+        "--out", str(tmp_path / "slabs"), "--patients", "1", "--workers", "1", "--preset", "clinic", "--compact"
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "slabs" / "sub-0001" / "sub-0001_slab.npz").is_file()

@@ -33,7 +33,9 @@ def test_a_slab_holds_what_the_files_would_have_given(both):
 def test_tables_and_truth_are_those_of_the_full_data_set(both):
     full, compact = both
     for file in ["participants.tsv"] + [
-        f"{place}" for c in ("sub-0001", "sub-0003") for place in (f"{c}/{c}_sessions.tsv", f"derivatives/truth/{c}/{c}_truth.json")
+        f"{place}"
+        for c in ("sub-0001", "sub-0003")
+        for place in (f"{c}/{c}_sessions.tsv", f"derivatives/truth/{c}/{c}_truth.json")
     ]:
         assert (full / file).read_bytes() == (compact / file).read_bytes()
     assert not list(compact.rglob("*.nii.gz"))

@@ -34,11 +34,16 @@ def test_findings_that_depend_on_an_unknown_duration_are_weighed_by_it():
     total = sum(
         MODEL.likelihood(replace(SEEN, disease_duration=d), given_duration[:, [i]]) for i, d in enumerate(DURATIONS)
     )
-    np.testing.assert_allclose(MODEL.likelihood(replace(SEEN, disease_duration=None), given_duration), total, rtol=1e-10)
+    np.testing.assert_allclose(
+        MODEL.likelihood(replace(SEEN, disease_duration=None), given_duration), total, rtol=1e-10
+    )
 
 
 def test_the_young_and_those_with_relapses_are_frail():
-    for frail, robust in ((replace(SEEN, age=22), replace(SEEN, age=55)), (replace(SEEN, relapses=3), replace(SEEN, relapses=0))):
+    for frail, robust in (
+        (replace(SEEN, age=22), replace(SEEN, age=55)),
+        (replace(SEEN, relapses=3), replace(SEEN, relapses=0)),
+    ):
         ratio = likelihood(replace(frail, disease_duration=None, edss=None)) / likelihood(
             replace(robust, disease_duration=None, edss=None)
         )

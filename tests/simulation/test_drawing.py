@@ -130,7 +130,7 @@ def test_without_old_lesions_there_is_nothing_to_enlarge():
 
 
 def test_lesions_start_in_proportion_to_the_density():
-    """Brute force: 600 single events against the exact density, in six classes of voxels; chi-squared with 5 degrees."""
+    """Brute force: 600 single events against the exact density, in six classes of voxels by chi-squared."""
     anatomy = block_anatomy((LEFT_BLOCK, 1.0), (RIGHT_BLOCK, 1.0))
     anatomy.susceptibility[140:150] *= 3
     status = NOTHING.copy()
@@ -139,9 +139,7 @@ def test_lesions_start_in_proportion_to_the_density():
     places = np.array([0.25, 0.75] + [0.0] * (NUM_TERRITORIES - 2))
     rng, n = np.random.default_rng(3), 600
     events = [Event(int(rng.random() < 0.75), bool(rng.random() < 0.4)) for _ in range(n)]
-    starts = [
-        tuple(i[0] for i in form_lesions(around, [event], [mark])[0]) for event, mark in zip(events, marks(n, 1))
-    ]
+    starts = [tuple(i[0] for i in form_lesions(around, [event], [mark])[0]) for event, mark in zip(events, marks(n, 1))]
     new, enlarged = around.starts(places, 0.4)
     classes = np.zeros(SHAPE, int)
     classes[96:140], classes[140:] = 1, 2

@@ -20,7 +20,9 @@ def histories():
 
 @pytest.fixture(scope="module")
 def counts(histories):
-    return np.array([[[h.count(a, i) for i in range(2)] for a in range(len(ARMS))] for h in histories])  # (N, arm, interval)
+    return np.array(
+        [[[h.count(a, i) for i in range(2)] for a in range(len(ARMS))] for h in histories]
+    )  # (N, arm, interval)
 
 
 def exact_active(months: float = MONTHS) -> np.ndarray:
@@ -153,7 +155,9 @@ def test_what_the_tables_tell():
     assert np.mean([h.sees_months for h in drawn]) == pytest.approx(0.9, abs=0.04)
     assert np.mean([h.seen_covariates.age is None for h in drawn]) == pytest.approx(0.2, abs=0.04)
     assert all(h.seen_covariates.age in (None, h.covariates.age) for h in drawn)
-    assert all(h.seen_covariates == h.covariates and h.sees_arm for h in (draw_history(PROTOCOL, rng) for _ in range(20)))
+    assert all(
+        h.seen_covariates == h.covariates and h.sees_arm for h in (draw_history(PROTOCOL, rng) for _ in range(20))
+    )
 
 
 def test_arms_are_assigned_in_the_papers_proportions_in_random_order():

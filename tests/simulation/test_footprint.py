@@ -14,7 +14,9 @@ PROTOCOL = Protocol()
 @pytest.fixture(scope="module")
 def around():
     """A patient with smouldering lesions."""
-    index = next(i for i in range(99) if len(patient_history(5, i).smouldering) > 2 and patient_history(5, i).num_old < 60)
+    index = next(
+        i for i in range(99) if len(patient_history(5, i).smouldering) > 2 and patient_history(5, i).num_old < 60
+    )
     history, anatomy = patient_history(5, index), patient_anatomy(5, index)
     return Surroundings(
         anatomy, draw_disease(anatomy, history, 5, index, PROTOCOL).status_w000(), PROTOCOL.hazards

@@ -21,7 +21,7 @@ YEAR = (MONTHS, MONTHS)
 
 
 def closed_form(num_gd: int, num_net2: int, arm: int, months=YEAR) -> np.ndarray:
-    """Counts at w096 from gadolinium and NET2: gamma and Poisson are conjugate, so every factor is negative binomial."""
+    """Counts at w096 from gadolinium and NET2: gamma and Poisson are conjugate, each factor is negative binomial."""
     q = PROTOCOL.partial_responders[arm]
     rate_48, rate_96 = PROTOCOL.rates[arm] * np.array(months) / MONTHS
     shape, rate = K + num_gd, K + PROTOCOL.gd_mean  # posterior of the frailty at w000
@@ -60,7 +60,10 @@ def test_unknown_months_are_summed_over():
         shape, scale = protocol.growth_shape * months / 12, protocol.growth_mm_per_year / protocol.growth_shape
         recent = protocol.gd_weeks / (months * WEEKS_PER_MONTH)
         evidence.append(
-            nbinom.pmf(6, K + 1, (K + 1) / (K + 1 + rate)) * recent**2 * (1 - recent) ** 4 * gamma.pdf(0.3, shape, scale=scale)
+            nbinom.pmf(6, K + 1, (K + 1) / (K + 1 + rate))
+            * recent**2
+            * (1 - recent) ** 4
+            * gamma.pdf(0.3, shape, scale=scale)
         )
         parts.append(np.mean([closed_form(1, 6, 0, (months, horizon)) for horizon in protocol.interval_months], axis=0))
     exact = np.average(parts, axis=0, weights=evidence)
@@ -82,7 +85,14 @@ def test_with_every_sign_it_agrees_with_brute_force():
     """Four million patients of the prior, weighted by how likely they show what was seen."""
     arm, covariates = 3, Covariates(age=29, sex="F", disease_duration=3, relapses=2)
     seen = Observation(
-        num_gd=1, num_t2=120, num_smouldering=2, num_active=1, num_net2=1, diffuse=0.15, covariates=covariates, months=YEAR
+        num_gd=1,
+        num_t2=120,
+        num_smouldering=2,
+        num_active=1,
+        num_net2=1,
+        diffuse=0.15,
+        covariates=covariates,
+        months=YEAR,
     )
     rng, n = np.random.default_rng(0), 4_000_000
     frailty, partial = rng.gamma(K, 1 / K, n), rng.random(n) < PROTOCOL.partial_responders[arm]
@@ -154,9 +164,7 @@ def test_it_is_calibrated_over_a_trial(preset, n):
     oracle, histories = Oracle(protocol), [patient_history(11, i, protocol) for i in range(n)]
     arms = [assigned_arm(11, i) for i in range(n)]
     truth = np.array([h.count(a, 1) for h, a in zip(histories, arms)])
-    forecasts = [
-        oracle(observe(h, a, protocol), a if h.sees_arm else NULL_ARM) for h, a in zip(histories, arms)
-    ]
+    forecasts = [oracle(observe(h, a, protocol), a if h.sees_arm else NULL_ARM) for h, a in zip(histories, arms)]
     p, pmf = np.array([f.p_active for f in forecasts]), np.array([f.count_pmf for f in forecasts])
     for group in np.array_split(np.argsort(p), 8):
         error = np.sqrt((p[group] * (1 - p[group])).sum())

@@ -3,8 +3,8 @@ import pytest
 from scipy import ndimage
 
 from bundle.arms import ARMS
-from bundle.simulation.anatomy import AFFINE
 from bundle.simulation.acquisition import diffuse_extent
+from bundle.simulation.anatomy import AFFINE
 from bundle.simulation.disease import patient_history
 from bundle.simulation.drawing import SMOULDERING
 from bundle.simulation.events import assigned_arm
@@ -133,7 +133,9 @@ def test_smouldering_lesions_can_be_told_by_their_brightness(patients):
     seen = 0
     for patient in patients.values():
         signal = in_units_of_white_matter(patient, "w000")
-        inner = ndimage.binary_erosion(patient.status["w000"] == SMOULDERING, ndimage.generate_binary_structure(3, 1) & (np.arange(3) == 1))
+        inner = ndimage.binary_erosion(
+            patient.status["w000"] == SMOULDERING, ndimage.generate_binary_structure(3, 1) & (np.arange(3) == 1)
+        )
         other = (patient.status["w000"] > 0) & (patient.status["w000"] != SMOULDERING)
         if inner.sum() > 20 and other.sum() > 20:
             seen += 1
@@ -162,7 +164,9 @@ def test_ventricles_grow_from_visit_to_visit(patients):
 def test_careless_readers_change_the_masks_but_not_the_truth():
     """Of the same seed, so all else is the same."""
     careless = next(
-        i for i in range(60) if (h := patient_history(2, i, PRESETS["clinic"])).num_old > 30 and h.count(assigned_arm(2, i), 1)
+        i
+        for i in range(60)
+        if (h := patient_history(2, i, PRESETS["clinic"])).num_old > 30 and h.count(assigned_arm(2, i), 1)
     )
     patient = simulate_patient(2, careless, PRESETS["clinic"])
     assert {len(v) for v in patient.truth["arms"].values()} == {7}

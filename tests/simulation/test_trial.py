@@ -172,7 +172,8 @@ def test_a_folder_with_something_else_is_not_touched(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [({"seed": 9}, "seed 8"), ({"preset": "clinic"}, "preset 'trial'"), ({"compact": True}, "compact false")]
+    ("arguments", "message"),
+    [({"seed": 9}, "seed 8"), ({"preset": "clinic"}, "preset 'trial'"), ({"compact": True}, "compact false")],
 )
 def test_other_arguments_do_not_go_on_in_the_same_folder(small_trial, arguments, message):
     with pytest.raises(InputError, match=message):
