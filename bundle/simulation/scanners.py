@@ -25,7 +25,7 @@ class Settings:
         shift_mm: (3,) error of the registration of this visit to the patient's grid.
     """
 
-    grey: float = 1.2
+    grey: float = 1.25
     fluid: float = 0.25
     lesion: float = 1.0
     blur_mm: float = 0.5
@@ -73,7 +73,7 @@ class Fleet:
         ghosting, residual: fractions of acquisitions with ghosts and with residue of the skull.
     """
 
-    grey: Range = (1.05, 1.35)
+    grey: Range = (1.08, 1.4)
     fluid: Range = (0.12, 0.45)
     lesion: Range = (0.75, 1.35)
     blur_mm: Range = (0.3, 1.1)
