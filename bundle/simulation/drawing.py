@@ -59,6 +59,12 @@ class Surroundings:
         """Hazard of each voxel of `rim`."""
         return np.array(self.hazards)[self.touched.ravel()[self.rim] - 1]
 
+    def room_in(self, territory: int) -> np.ndarray:
+        """Flat indices of the voxels where new lesions of a territory may start; the whole brain if it is full."""
+        members = self.anatomy.members[territory]
+        there = members[self.fresh.ravel()[members]]
+        return there if len(there) else np.flatnonzero(self.fresh & (self.anatomy.susceptibility > 0))
+
     def starts(self, places: np.ndarray, enlarging: float) -> tuple[np.ndarray, np.ndarray]:
         """Exact density of the start of the next lesion.
 
@@ -71,10 +77,10 @@ class Surroundings:
         """
         new, enlarged = np.zeros(np.prod(SHAPE)), np.zeros(np.prod(SHAPE))
         enlarging = enlarging if len(self.rim) else 0.0
-        for chance, members in zip(places, self.anatomy.members):
-            there = members[self.fresh.ravel()[members]]
+        for territory, chance in enumerate(places):
+            there = self.room_in(territory)
             weight = self.anatomy.susceptibility.ravel()[there].astype(float)
-            new[there] = (1 - enlarging) * chance * weight / max(weight.sum(), 1e-30)
+            new[there] += (1 - enlarging) * chance * weight / max(weight.sum(), 1e-30)
         enlarged[self.rim] = enlarging * self.rim_hazard / max(self.rim_hazard.sum(), 1e-30)
         return new.reshape(SHAPE), enlarged.reshape(SHAPE)
 
@@ -113,7 +119,11 @@ def form_lesions(
         else:
             where = anatomy.members[event.territory]
             # In double precision: single precision rings at 0 once in 2^23 voxels, which starts lesions anywhere.
-            clocks, speed = rng.standard_exponential(len(where)), susceptibility[where]
+            clocks = rng.standard_exponential(len(where))
+            if not room.ravel()[where].any():
+                where = candidates
+                clocks = rng.standard_exponential(len(where))
+            speed = susceptibility[where]
         waits = np.where(room.ravel()[where], clocks / speed, np.inf)
         start = np.unravel_index(where[np.argmin(waits)], SHAPE)
         lesion = grow(room, start, net2_volume_mm3(rng.random()), rng, anatomy.right)

@@ -129,6 +129,17 @@ def test_without_old_lesions_there_is_nothing_to_enlarge():
     assert 40 <= lesion[0][0] < 60
 
 
+def test_a_full_territory_gives_its_lesions_to_the_rest():
+    anatomy = block_anatomy((LEFT_BLOCK, 1.0), (RIGHT_BLOCK, 1.0))
+    status = NOTHING.copy()
+    status[LEFT_BLOCK] = QUIET
+    around = Surroundings(anatomy, status, HAZARDS)
+    new, _ = around.starts(np.eye(NUM_TERRITORIES)[0], 0.0)
+    assert new[RIGHT_BLOCK].sum() == pytest.approx(1)
+    for lesion in form_lesions(around, 3 * [FIRST], marks(3)):
+        assert 130 <= lesion[0][0] < 150
+
+
 def test_lesions_start_in_proportion_to_the_density():
     """Brute force: 600 single events against the exact density, in six classes of voxels by chi-squared."""
     anatomy = block_anatomy((LEFT_BLOCK, 1.0), (RIGHT_BLOCK, 1.0))
