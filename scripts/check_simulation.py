@@ -54,7 +54,7 @@ def counts(patients: int = 12000, preset: str = "trial", seed: int = 7, trained:
         oracle(without_signs(observe(h, a, protocol)), a if h.sees_arm else NULL_ARM)
         for h, a in zip(histories[:patients], arms)
     ]
-    rows = {"oracle": pmf, "oracle of counts and arm alone": np.array([f.count_pmf for f in only_counts])}
+    rows = {"oracle": pmf, "oracle of counts and tables": np.array([f.count_pmf for f in only_counts])}
     for name, tables in (("regression on counts", False), ("regression on counts, months, covariates", True)):
         x = np.array([features(h, a, protocol, tables) for h, a in zip(histories, arms)])
         rows[name] = regression(x[fit], truth[fit], x[test])
@@ -69,12 +69,13 @@ def counts(patients: int = 12000, preset: str = "trial", seed: int = 7, trained:
 
 
 def without_signs(seen: Observation) -> Observation:
-    """The counts of the masks alone: smouldering lesions are not told from quiet ones."""
+    """The counts of the masks and the tables: smouldering lesions are not told from quiet ones."""
     return Observation(
         num_gd=seen.num_gd,
         num_t2=seen.num_t2 + seen.num_smouldering,
         num_net2=seen.num_net2,
         num_enhancing=seen.num_enhancing,
+        covariates=seen.covariates,
         months=seen.months,
     )
 
