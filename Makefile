@@ -1,9 +1,11 @@
-# make demo: one simulated patient, forecast with the shipped weights. make test: every test.
+# make demo: one simulated patient, forecast with the shipped weights. make test: every test; make test-fast: in a minute.
 PYTHON ?= python3
 BIN = .venv/bin
 DEMO = demo
+# One thread a worker: the workers share the cores. The tests of a file run in one worker, as they share fixtures.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: setup demo test clean
+.PHONY: setup demo test test-fast lint clean
 
 setup: .venv/installed
 
@@ -22,7 +24,16 @@ demo: setup
 	@ls -1 $(DEMO)/forecasts/*/*
 
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+test-fast: setup
+	$(PYTEST) -m "not slow"
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 clean:
 	rm -rf .venv $(DEMO) *.egg-info

@@ -1,7 +1,10 @@
-"""Errors a user can mend, told in one line."""
+"""Errors that a user can fix, printed as one line."""
 
+import errno
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 class InputError(ValueError):
@@ -9,14 +12,14 @@ class InputError(ValueError):
 
     Args:
         problem: what is wrong, in a few words.
-        mend: what the user can do about it.
-        case: participant id, e.g. "sub-0001"; the only thing of a patient that may be told.
-        file: the file at fault.
+        fix: what the user can do about it.
+        case: participant id, e.g. "sub-0001"; nothing else about a patient may be printed.
+        file: the file or folder concerned.
     """
 
-    def __init__(self, problem: str, mend: str, *, case: str = "", file: str | Path = "") -> None:
-        place = "".join([f"{case}: " if case else "", f"{file}: " if str(file) else ""])
-        super().__init__(f"{place}{problem}; {mend}")
+    def __init__(self, problem: str, fix: str, *, case: str = "", file: str | Path | None = None) -> None:
+        prefix = "".join([f"{case}: " if case else "", f"{file}: " if file else ""])
+        super().__init__(" ".join(f"{prefix}{problem}; {fix}".split("\n")))
 
 
 def input_error(error: BaseException | None) -> InputError | None:
@@ -27,17 +30,46 @@ def input_error(error: BaseException | None) -> InputError | None:
 
 
 def report_in_one_line() -> None:
-    """From now on an `InputError` that ends the program prints its one line instead of a traceback; exit code 1 stays.
+    """From now on an `InputError` that ends the program prints one line instead of a traceback; exit code 1 stays.
 
-    Configs call this in `initialize`; programs that embed the bundle do not, and receive the exception itself.
+    So do Ctrl-C (exit code 130) and a full disk. Configs call this in `initialize`; programs that embed the bundle do
+    not, and receive the exception itself.
     """
     previous = sys.excepthook
 
     def hook(kind, error, traceback):
-        told = input_error(error)
-        if told is None:
-            previous(kind, error, traceback)
+        found = input_error(error)
+        if found is not None:
+            print(f"error: {found}", file=sys.stderr)
+        elif issubclass(kind, KeyboardInterrupt):
+            print("\nstopped; the same command continues with what is not finished yet", file=sys.stderr)
+        elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            print(f"error: {error.filename or 'output'}: {error.strerror}; make room and run again", file=sys.stderr)
         else:
-            print(f"error: {told}", file=sys.stderr)
+            previous(kind, error, traceback)
 
     sys.excepthook = hook
+
+
+class Guard:
+    """Prints each `InputError` as one line, counts them, and keeps them from ending the run."""
+
+    def __init__(self) -> None:
+        self.failures: list[InputError] = []
+
+    def call(self, transform: Callable[[Any], Any], data: Any, otherwise: Any) -> Any:
+        """transform(data), or `otherwise` if the data cannot be used."""
+        try:
+            return transform(data)
+        except Exception as error:
+            found = input_error(error)
+            if found is None:
+                raise
+            self.failures.append(found)
+            print(f"error: {found}", file=sys.stderr)
+            return otherwise
+
+
+def warn(text: str) -> None:
+    """Prints a warning about the input as one line on stderr."""
+    print(f"warning: {text}", file=sys.stderr)

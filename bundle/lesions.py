@@ -1,10 +1,11 @@
 """What counts as a lesion: one rule for truth and forecast, and the tables of lesions made by it."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.affines import apply_affine
 from scipy import ndimage
 
 NEIGHBOURS_26 = np.ones((3, 3, 3), dtype=bool)
@@ -22,19 +23,21 @@ REGIONS = {
 }
 
 
-class Placed(NamedTuple):
+class Volume(NamedTuple):
     """Values on a grid in the world.
 
     values: (..., H, W, S), axes in any orientation.
     affine: (4, 4), voxel index to world millimetres (RAS+).
+    path: the file they were read from, if any.
     """
 
     values: np.ndarray
     affine: np.ndarray
+    path: Path | None = None
 
     def at(self, points_mm: np.ndarray) -> np.ndarray:
         """Values of the voxels in which the points (N, 3) lie, (..., N); zero off the grid."""
-        # A hair below the half: a point on an edge, up to float noise, always falls to the same side.
+        # Just below the half: a point on an edge, up to float noise, always falls to the same side.
         index = np.floor(apply_affine(np.linalg.inv(self.affine), points_mm) + 0.5 - 1e-6).astype(int)
         shape = np.array(self.values.shape[-3:])
         inside = np.all((index >= 0) & (index < shape), axis=1)
@@ -99,11 +102,11 @@ class LesionRule:
 class DetectionRule:
     """When a lesion counts as found by the lesions of another map.
 
-    It is found if they cover more than `alpha` of it, and if those that overlap it most, taken in turn until they make up
-    `gamma` of the overlap, each lie outside all lesions of its map with at most `beta` of their voxels.
+    It is found if they cover more than `alpha` of it, and if those that overlap it most, taken in turn until they make
+    up `gamma` of the overlap, each lie outside all lesions of its map with at most `beta` of their voxels.
 
     Args:
-        alpha, beta, gamma: shares; these are those of the MSSEG challenges.
+        alpha, beta, gamma: fractions; the defaults are those of the MSSEG challenges.
         min_volume_mm3: smaller lesions of either map are left out, as in MSSEG-2.
 
     References:
@@ -130,8 +133,8 @@ class DetectionRule:
         found = covered.sum(axis=1) > self.alpha * overlap[1:].sum(axis=1)
         for index in np.flatnonzero(found):
             order = np.argsort(-covered[index], kind="stable")
-            shares = covered[index][order].cumsum() / covered[index].sum()
-            needed = order[: int(np.searchsorted(shares, self.gamma)) + 1]
+            cumulative = covered[index][order].cumsum() / covered[index].sum()
+            needed = order[: int(np.searchsorted(cumulative, self.gamma)) + 1]
             found[index] = (outside[needed] <= self.beta).all()
         return found
 
@@ -143,7 +146,7 @@ class Lesion:
     centroid_mm: mean of its voxel centres in world millimetres (RAS+).
     volume_mm3: its voxels' volume.
     region: where most of its labelled voxels lie, None without a segmentation.
-    probability: share of members that mark a voxel of it, None without members.
+    probability: fraction of members that mark a voxel of it, None without members.
     """
 
     centroid_mm: tuple[float, float, float]
@@ -152,30 +155,12 @@ class Lesion:
     probability: float | None
 
 
-@dataclass(frozen=True)
-class Site:
-    """A place where lesions are likely, whether or not any single voxel is.
-
-    centre_mm: its strongest voxel in world millimetres (RAS+).
-    radius_mm: how far the place reaches.
-    probability: share of members that mark a voxel within the radius.
-    peak_probability: what the heatmap gives to the strongest voxel itself.
-    region: where the strongest voxel lies, None without a segmentation.
-    """
-
-    centre_mm: tuple[float, float, float]
-    radius_mm: float
-    probability: float
-    peak_probability: float
-    region: str | None
-
-
 def voxel_volume_mm3(affine: np.ndarray) -> float:
     """Volume of a voxel, in mm3, for any (4, 4) affine, oblique and sheared ones too."""
     return float(abs(np.linalg.det(np.asarray(affine)[:3, :3])))
 
 
-def lesion_table(lesions: Placed, *, dseg: Placed | None = None, members: Placed | None = None) -> list[Lesion]:
+def lesion_table(lesions: Volume, *, dseg: Volume | None = None, members: Volume | None = None) -> list[Lesion]:
     """The lesions of a label map, the most probable first, then the largest.
 
     Args:
@@ -192,53 +177,18 @@ def lesion_table(lesions: Placed, *, dseg: Placed | None = None, members: Placed
                 centroid_mm=tuple(points_mm.mean(axis=0).tolist()),
                 volume_mm3=len(points_mm) * voxel_volume_mm3(lesions.affine),
                 region=None if dseg is None else region_of(points_mm, dseg),
-                probability=None if members is None else share_marking(points_mm, members),
+                probability=None if members is None else fraction_marking(points_mm, members),
             )
         )
     return sorted(table, key=lambda lesion: (-(lesion.probability or 0), -lesion.volume_mm3))
 
 
-def likely_sites(
-    heatmap: Placed, members: Placed, *, dseg: Placed | None = None, limit: int = 10, radius_mm: float = 10.0
-) -> list[Site]:
-    """Up to `limit` places, at least two radii apart, that the heatmap makes most of, the most probable first.
-
-    A new lesion is rare and members rarely agree on a voxel, but often on a place: so places are sought in the heatmap
-    smoothed by a Gaussian of half the radius. Sought among the members themselves their shares would be those of the luckiest. Places
-    at which no member marks anything are left out.
-
-    Args:
-        heatmap: (H, W, S) in [0, 1].
-        members: marks (K, H, W, S), bool, on the same grid.
-        dseg: FreeSurfer labels on any grid of the same world.
-    """
-    sigma = radius_mm / 2 / voxel_sizes(heatmap.affine)
-    strength = ndimage.gaussian_filter(heatmap.values, sigma, mode="constant") * (heatmap.values > 0)
-    points_mm = apply_affine(heatmap.affine, np.argwhere(np.ones(strength.shape, bool))).reshape(*strength.shape, 3)
-    sites = []
-    while len(sites) < limit and strength.any():
-        strongest = np.unravel_index(strength.argmax(), strength.shape)
-        centre_mm = points_mm[strongest]
-        distance_mm = np.linalg.norm(points_mm - centre_mm, axis=-1)
-        sites.append(
-            Site(
-                centre_mm=tuple(centre_mm.tolist()),
-                radius_mm=radius_mm,
-                probability=share_marking(points_mm[distance_mm <= radius_mm], members),
-                peak_probability=float(heatmap.values[strongest]),
-                region=None if dseg is None else region_of(centre_mm[None], dseg),
-            )
-        )
-        strength[distance_mm <= 2 * radius_mm] = 0
-    return sorted((site for site in sites if site.probability), key=lambda site: -site.probability)
-
-
-def region_of(points_mm: np.ndarray, dseg: Placed) -> str | None:
+def region_of(points_mm: np.ndarray, dseg: Volume) -> str | None:
     """The region in which most of the points (N, 3) lie; None where the segmentation names none of them."""
     names = [REGIONS[label] for label in dseg.at(points_mm).astype(int).tolist() if label in REGIONS]
     return max(sorted(set(names)), key=names.count, default=None)
 
 
-def share_marking(points_mm: np.ndarray, members: Placed) -> float:
-    """Share of members (K, H, W, S) that mark a voxel in which one of the points (N, 3) lies, in [0, 1]."""
+def fraction_marking(points_mm: np.ndarray, members: Volume) -> float:
+    """Fraction of members (K, H, W, S) that mark a voxel in which one of the points (N, 3) lies, in [0, 1]."""
     return float(members.at(points_mm).any(axis=-1).mean())

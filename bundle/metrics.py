@@ -1,8 +1,11 @@
-"""Scores of forecasts. Each states its formula, range and edge cases; NaN says that it is not defined.
+"""Scores of forecasts. Each states its formula, range and edge cases; NaN where it is not defined.
 
 All are means over patients or voxels with weights, and take many weightings at once: `weights` is (..., N), how often
 each of N patients counts, so that a bootstrap over patients is one call with its draws as (B, N). What is counted
 in bins instead (voxels) comes as the weights of its bins.
+
+scikit-learn's ROC AUC and average precision agree (tests) but take one weighting a call: a thousand draws would take
+a thousand sorts.
 """
 
 import math
@@ -20,7 +23,7 @@ def weighted_mean(values: Values, weights: Values) -> Values:
 
 
 def roc_auc(score: Values, positive: Values, negative: Values) -> Values:
-    """Area under the ROC curve: the share of positive-negative pairs that the score puts in order, ties half.
+    """Area under the ROC curve: the fraction of positive-negative pairs in the right order, ties counting half.
 
     Args:
         score: (N,), higher means more likely positive.
@@ -37,7 +40,7 @@ def roc_auc(score: Values, positive: Values, negative: Values) -> Values:
 def average_precision(score: Values, positive: Values, negative: Values) -> Values:
     """Area under the precision-recall curve as a sum of steps: sum over thresholds of (recall gained) x precision.
 
-    Arguments as for `roc_auc`. The score of chance is the share of positives. NaN where there are no positives.
+    Arguments as for `roc_auc`. Chance gives the fraction of positives. NaN where there are no positives.
     """
     positive, negative = (_by_score(score, weight, descending=True) for weight in (positive, negative))
     true, marked = positive.cumsum(-1), (positive + negative).cumsum(-1)
@@ -46,12 +49,12 @@ def average_precision(score: Values, positive: Values, negative: Values) -> Valu
 
 
 def recall(predicted: Values, truth: Values, weights: Values) -> Values:
-    """Share of the true ones that are predicted; (N,) booleans; NaN where none is true."""
+    """Fraction of the true ones that are predicted; (N,) booleans; NaN where none is true."""
     return _ratio(weights @ (predicted & truth), weights @ truth)
 
 
 def precision(predicted: Values, truth: Values, weights: Values) -> Values:
-    """Share of the predicted ones that are true; NaN where none is predicted."""
+    """Fraction of the predicted ones that are true; NaN where none is predicted."""
     return _ratio(weights @ (predicted & truth), weights @ predicted)
 
 
@@ -61,7 +64,7 @@ def f1(predicted: Values, truth: Values, weights: Values) -> Values:
 
 
 def balanced_accuracy(predicted: Values, truth: Values, weights: Values) -> Values:
-    """Mean of sensitivity and specificity; NaN where only one kind is there."""
+    """Mean of sensitivity and specificity; NaN where only one class is present."""
     return (recall(predicted, truth, weights) + recall(~predicted, ~truth, weights)) / 2
 
 
@@ -69,25 +72,25 @@ def calibration_error(total: Values, forecast: Values, observed: Values) -> Valu
     """Expected calibration error: sum over bins of |observed - forecast| / sum of all.
 
     Args:
-        total: (..., bins), how many fell into the bin.
+        total: (..., bins), number in the bin.
         forecast: (..., bins), sum of their probabilities.
-        observed: (..., bins), how many of them came true.
+        observed: (..., bins), number of positives among them.
 
     Returns:
-        (...), in [0, 1]; biased upwards where bins are small, by chance alone. NaN where nothing was forecast.
+        (...), in [0, 1]; biased upwards where bins are small. NaN where all bins are empty.
     """
     return _ratio(np.abs(observed - forecast).sum(-1), total.sum(-1))
 
 
 def crps(counts: Values, probabilities: Values, count: float) -> float:
-    """Continuous ranked probability score of a distribution of counts: integral over x of (P(X <= x) - 1[count <= x])^2.
+    """Continuous ranked probability score of counts: the integral over x of (P(X <= x) - 1[count <= x])^2.
 
-    For one certain number it is the absolute error; smaller is better. The distribution is taken as it stands: with K
-    equally likely members drawn from the true one, it is larger by E|X - X'| / 2K on average.
+    In lesions, at least 0, lower is better; of a single number it is the absolute error. With K equally likely members
+    drawn from the true distribution it is larger than that distribution's by E|X - X'| / 2K on average.
 
     Args:
-        counts, probabilities: (M,), what may come and how likely; they add up to 1.
-        count: what came.
+        counts, probabilities: (M,), the forecast distribution; probabilities add up to 1.
+        count: observed.
     """
     points, place = np.unique(np.append(counts, count), return_inverse=True)
     cumulative = np.cumsum(np.bincount(place, np.append(probabilities, 0.0)))
@@ -95,23 +98,21 @@ def crps(counts: Values, probabilities: Values, count: float) -> float:
 
 
 def quantile(counts: Values, probabilities: Values, level: float) -> float:
-    """The smallest of the counts that may come, x, with P(X <= x) >= level."""
-    order = np.argsort(counts, kind="stable")
-    place = np.searchsorted(np.cumsum(probabilities[order]), level - 1e-9)
-    return float(counts[order[min(place, len(order) - 1)]])
+    """The smallest of the counts (M,), x, with P(X <= x) >= level, up to rounding of the sum."""
+    return float(np.quantile(counts, max(level - 1e-9, 0), weights=probabilities, method="inverted_cdf"))
 
 
-def log_skill(log_loss: Values, lesion_share: Values) -> float:
-    """Share of the outcome maps' entropy that heatmaps explain: 1 - log loss / log loss of the best constant map.
+def log_skill(log_loss: Values, lesion_fraction: Values) -> float:
+    """Fraction of the outcome maps' entropy that heatmaps explain: 1 - log loss / log loss of the best constant map.
 
     Args:
         log_loss: (N,), log loss of a patient's heatmap, mean over voxels, in nats.
-        lesion_share: (N,), share of the patient's voxels that became NET2.
+        lesion_fraction: (N,), fraction of the patient's voxels that became NET2.
 
     Returns:
         1 for perfect heatmaps, 0 for the best constant one, negative for worse; NaN when no patient has a lesion.
     """
-    p = float(np.mean(lesion_share, dtype=float))
+    p = float(np.mean(lesion_fraction, dtype=float))
     if not 0 < p < 1:
         return math.nan
     entropy = -(p * math.log(p) + (1 - p) * math.log1p(-p))

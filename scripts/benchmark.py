@@ -1,17 +1,17 @@
-"""How fast and how good: ways to draw an ensemble, side by side in one run.
+"""Speed and quality of ways to draw an ensemble, side by side in one run.
 
     python -m scripts.benchmark --patients P --members K --repeats R --out DIR [--dataset_dir DIR] [--split validation]
         [--methods "preview; default; DPM-Solver++ from -4 to 4; ..."] [--against reference]
 
-All methods have the same weights, patients and noise; the name of a curve stands for all its methods. *Speed*: they take turns
-on one patient, R times (none with 0); medians. Plain methods draw one member, the others K; all are scaled to 100.
-*Quality*: K members of each of P patients, kept in DIR/cases, so that a run that was stopped goes on. 95 % intervals are those
-of a bootstrap over patients; differences from the method named by `against` are taken in pairs. Writes DIR/benchmark.json
-(rows), DIR/benchmark.md (a table), and of curves DIR/quality.png; with speed DIR/profile.md (the operations of the default) and
-DIR/speed.json, from which a later run without (R = 0, by several processes of torchrun) takes the times into its table.
+All methods have the same weights, patients and noise; the name of a curve stands for all its methods. *Speed*: they
+take turns on one patient, R times (none with 0); medians. Plain methods draw one member, the others K; all are scaled
+to 100. *Quality*: K members of each of P patients, stored in DIR/cases, so that a run that was stopped resumes. 95 %
+intervals are over patients (bootstrap); differences from the method named by `against` are paired. Writes
+DIR/benchmark.json (rows), DIR/benchmark.md (a table), and of curves DIR/quality.png; with speed DIR/profile.md (the
+operations of the default) and DIR/speed.json, from which a later run without (R = 0, by several processes of torchrun)
+takes the times into its table.
 """
 
-import copy
 import importlib.util
 import json
 import math
@@ -37,18 +37,20 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity
 from torch.utils.flop_counter import FlopCounterMode
 
-from bundle.cohort import CaseReader
 from bundle.data.datalist import load_split, with_outcome
-from bundle.errors import InputError, report_in_one_line
-from bundle.evaluation import Evaluation, Scores, Scoring, sharing
+from bundle.diffusion.samplers import AncestralSampler
+from bundle.diffusion.schedules import LogSNRUniformGrid, TimeUniformGrid
+from bundle.diffusion.slabs import Condition
+from bundle.errors import Guard, InputError, report_in_one_line
+from bundle.evaluation.bootstrap import bootstrap_weights, interval
+from bundle.evaluation.cases import Evaluation
+from bundle.evaluation.metrics import metric_named
+from bundle.evaluation.scoring import Scores, Scoring
 from bundle.files import check_writable, written_whole
-from bundle.forecasting import EnsembleInferer, condition_of
-from bundle.forecasts import Diffusion, Forecast, Patient
-from bundle.inference import Guard
-from bundle.memory import keep_freed_memory
-from bundle.samplers import AncestralSampler
-from bundle.schedules import LogSNRUniformGrid, TimeUniformGrid
-from bundle.tables import TABLES, bootstrap_weights
+from bundle.forecasters.base import Forecast, Patient, Role, key_of
+from bundle.forecasters.cohort import CaseReader
+from bundle.forecasters.ensemble import Diffusion, EnsembleInferer
+from bundle.runtime import keep_freed_memory, sharing
 
 Row = dict[str, Any]
 REFERENCE, PREVIEW, PEER, DEFAULT, CONVERGED = "reference", "preview", "diffusers", "default", "default in 100 steps"
@@ -72,48 +74,55 @@ class Method:
     curve: str | None = None
 
 
-ANCESTRAL = dict(sampler=AncestralSampler(), grid=TimeUniformGrid(), num_steps=256, reuse_within=0, amp=False)
+ANCESTRAL = {
+    "sampler": AncestralSampler(),
+    "grid": TimeUniformGrid(),
+    "num_steps": 256,
+    "reuse_within": 0,
+    "amp": False,
+}
 CURVES: dict[str, Mapping[str, Any]] = {
-    "DPM-Solver++ from -4 to 4": dict(grid=LogSNRUniformGrid(-4, 4)),
-    "DPM-Solver++ from -6 to 4": dict(grid=LogSNRUniformGrid(-6, 4)),
-    "DPM-Solver++ uniform in logSNR": dict(grid=LogSNRUniformGrid()),
-    "DPM-Solver++ uniform in time": dict(grid=TimeUniformGrid()),
-    "DDIM from -4 to 4": dict(sampler=AncestralSampler(eta=0), grid=LogSNRUniformGrid(-4, 4)),
-    "ancestral from -4 to 4": dict(sampler=AncestralSampler(), grid=LogSNRUniformGrid(-4, 4)),
-    "guided": dict(guidance_scale=1.5, arm_guidance_scale=1.5),
-    "guided from -2": dict(guidance_scale=1.5, arm_guidance_scale=1.5, guidance_interval=(-2, math.inf)),
-    "reusing within 1": dict(reuse_within=1.0),
-    "reusing within 1.9": dict(reuse_within=1.9),
-    "reusing within 2.7": dict(reuse_within=2.7),
-    "reusing within 4.1": dict(reuse_within=4.1),
+    "DPM-Solver++ from -4 to 4": {"grid": LogSNRUniformGrid(-4, 4)},
+    "DPM-Solver++ from -6 to 4": {"grid": LogSNRUniformGrid(-6, 4)},
+    "DPM-Solver++ uniform in logSNR": {"grid": LogSNRUniformGrid()},
+    "DPM-Solver++ uniform in time": {"grid": TimeUniformGrid()},
+    "DDIM from -4 to 4": {"sampler": AncestralSampler(eta=0), "grid": LogSNRUniformGrid(-4, 4)},
+    "ancestral from -4 to 4": {"sampler": AncestralSampler(), "grid": LogSNRUniformGrid(-4, 4)},
+    "guided": {"guidance_scale": 1.5, "arm_guidance_scale": 1.5},
+    "guided from -2": {"guidance_scale": 1.5, "arm_guidance_scale": 1.5, "guidance_interval": (-2, math.inf)},
+    "reusing within 1": {"reuse_within": 1.0},
+    "reusing within 1.9": {"reuse_within": 1.9},
+    "reusing within 2.7": {"reuse_within": 2.7},
+    "reusing within 4.1": {"reuse_within": 4.1},
 }
 METHODS = {
     # Favero et al. 2025 and its public relatives.
     REFERENCE: Method(ANCESTRAL, two_calls=True, plain=True),
     # What each change is worth: from the reference to the default.
-    "in the default's steps": Method(dict(amp=False), two_calls=True, plain=True),
-    "in one call a step": Method(dict(amp=False), plain=True),
+    "in the default's steps": Method({"amp": False}, two_calls=True, plain=True),
+    "in one call a step": Method({"amp": False}, plain=True),
     "in bf16": Method(plain=True),
-    "members together": Method(dict(reuse_within=0)),
+    "members together": Method({"reuse_within": 0}),
     DEFAULT: Method(),
-    "default in fp32": Method(dict(amp=False)),
-    CONVERGED: Method(dict(grid=LogSNRUniformGrid(), num_steps=100, reuse_within=0)),  # what the default's solver leads to
+    "default in fp32": Method({"amp": False}),
+    # What the default's solver converges to.
+    CONVERGED: Method({"grid": LogSNRUniformGrid(), "num_steps": 100, "reuse_within": 0}),
     PREVIEW: Method(),  # the one-call heatmap
     PEER: Method(),  # the same networks and steps by diffusers, if it is installed: speed only
 } | {
-    f"{curve}, {steps} steps": Method(dict(reuse_within=0) | changes | dict(num_steps=steps), curve=curve)
+    f"{curve}, {steps} steps": Method({"reuse_within": 0} | changes | {"num_steps": steps}, curve=curve)
     for curve, changes in CURVES.items()
     for steps in STEPS
 }
-QUALITY = {
-    "auc": ("activity", "AUC"),
-    "average_precision": ("activity", "average precision"),
-    "log_count_mse": ("log_count", "mean squared error of log(1 + count)"),
-    "heatmap_brier": ("detection", "voxel Brier score"),
-    "heatmap_average_precision": ("detection", "voxel average precision"),
-    "heatmap_calibration_error": ("calibration", "calibration error of the heatmap"),
-    "volume_ratio": ("calibration", "forecast by true lesion volume"),
-    "mean_count": ("counts", "mean forecast count"),
+QUALITY = {  # names of metrics, by column
+    "auc": "AUC",
+    "average_precision": "average precision",
+    "log_count_mse": "mean squared error of log(1 + count)",
+    "heatmap_brier": "voxel Brier score",
+    "heatmap_average_precision": "voxel average precision",
+    "heatmap_calibration_error": "calibration error of the heatmap",
+    "volume_ratio": "forecast / true lesion volume",
+    "mean_count": "mean forecast count",
 }
 
 
@@ -129,21 +138,22 @@ def run(
     config_file: str = "configs/inference.json",
     seed: int = 0,
 ) -> None:
-    """Time and score each of `methods`; patients are drawn at random from the split, and shared by processes of torchrun.
+    """Time and score each of `methods`; patients are drawn at random from the split; processes of torchrun divide them.
 
     Raises:
-        InputError: a method that there is none of, or times are wanted of several processes, which would slow each other.
+        InputError: an unknown method, or times of several processes, which would slow each other.
     """
     keep_freed_memory()
     names = methods_named(against, *methods.split("; "))
     if repeats and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise InputError("times of processes side by side say nothing", "give --repeats 0, then time with one process")
+        problem = "times of several processes side by side are not comparable"
+        raise InputError(problem, "give --repeats 0, then time with one process")
     config = ConfigParser()
     config.read_config(config_file)
     config.update({"progress": False, "num_members": members})
     network, inferer = config.get_parsed_content("network").eval(), config.get_parsed_content("inferer")
     items = with_outcome(load_split(dataset_dir, split))
-    items = [items[place] for place in np.random.default_rng(seed).permutation(len(items))[:patients]]
+    items = [items[index] for index in np.random.default_rng(seed).permutation(len(items))[:patients]]
     read = CaseReader(config.get_parsed_content("grid"), config.get_parsed_content("lesion_rule"))
     check_writable(Path(out))
     rows: dict[str, Row] = {name: {"name": name} for name in names}
@@ -172,16 +182,16 @@ def run(
 
 
 def methods_named(*names: str) -> list[str]:
-    """Names of `METHODS`, those of a curve in the place of its name.
+    """Names of `METHODS`, with those of a curve in place of its name.
 
     Raises:
-        InputError: a name is of neither, or of a peer that is not installed.
+        InputError: an unknown name, or a peer that is not installed.
     """
     found: list[str] = []
     for name in names:
         of_curve = [method for method in METHODS if METHODS[method].curve == name]
         if name not in METHODS and not of_curve:
-            raise InputError(f"no method {name!r}", f"choose of {', '.join([*METHODS, *CURVES])}")
+            raise InputError(f"no method {name!r}", f"choose from {', '.join([*METHODS, *CURVES])}")
         found += of_curve or [name]
     if PEER in found and importlib.util.find_spec(PEER) is None:
         raise InputError(f"{PEER} is not installed", "pip install -c constraints.txt -e '.[benchmark]'")
@@ -189,19 +199,17 @@ def methods_named(*names: str) -> list[str]:
 
 
 def is_for_speed(name: str, against: str) -> bool:
-    """Whether its members are those of another method, so that to score them would tell nothing new."""
+    """Whether its members are those of another method, so that scoring them would add nothing."""
     return name != against and (METHODS[name].plain or METHODS[name].two_calls)
 
 
 def inferer_of(inferer: EnsembleInferer, name: str) -> EnsembleInferer:
     """The configuration's inferer with what the method changes."""
-    changed = copy.copy(inferer)
-    vars(changed).update(METHODS[name].changes)
-    return changed
+    return inferer.with_settings(**METHODS[name].changes)
 
 
 class Plain(nn.Module):
-    """The network without its short cuts: what images say is computed anew in every call."""
+    """The network without its short cuts: the images are encoded anew in every call."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -213,10 +221,12 @@ class Plain(nn.Module):
 
 
 class Preview:
-    """The model's one-call heatmap as a forecaster; it says nothing of counts."""
+    """The model's one-call heatmap as a forecaster; it forecasts no counts."""
+
+    role, num_members = Role.MODEL, None
 
     def __init__(self, model: Diffusion) -> None:
-        self.model, self.key = model, f"preview, {model.key}"
+        self.model, self.key = model, key_of("preview", model.key)
 
     def __call__(self, patient: Patient) -> Sequence[Forecast]:
         return [Forecast(np.nan, np.full(1, np.nan), np.ones(1), heatmap=self.model.heatmap(patient))]
@@ -231,35 +241,38 @@ class Contestant:
         image: the patient's, (8, H, W, S).
 
     Attributes:
-        unet: whose calls are those of the method.
+        unet: its calls are counted.
         device, amp: what it runs on and in.
-        members: it draws at a time.
+        members: drawn by one call of `once`.
         once: draws them.
     """
 
-    def __init__(self, config: ConfigParser, network: nn.Module, inferer: EnsembleInferer, name: str, image: Tensor) -> None:
+    def __init__(
+        self, config: ConfigParser, network: nn.Module, inferer: EnsembleInferer, name: str, image: Tensor
+    ) -> None:
         method, inferer = METHODS[name], inferer_of(inferer, name)
         if method.plain:
-            network, inferer.member_batch, inferer.num_members = Plain(network), 1, 1
+            network, inferer = Plain(network), inferer.with_settings(num_members=1)
         if method.two_calls:
-            inferer.guidance_scale = inferer.arm_guidance_scale = 1.5  # at 1 one of the calls has no weight
+            inferer = inferer.with_settings(guidance_scale=1.5, arm_guidance_scale=1.5)  # at 1 one call has no weight
         bare = network.network if method.plain else network
-        self.unet, self.device, self.amp = bare.unet, next(network.parameters()).device, inferer.amp
-        self.members = inferer.num_members
+        self.unet, self.device, self.amp = bare.unet, next(network.parameters()).device, inferer.settings.amp
+        self.members = inferer.settings.num_members
         image = image[None].to(self.device)
         self.once = partial(inferer, image, network)
         if name == PREVIEW:
-            self.members = 100  # of a right network no ensemble of 100 has a better heatmap
+            self.members = 100  # one call stands for the heatmap of any number of members
             self.once = partial(inferer.heatmap, image, network)
         elif name == PEER:
             from scripts.peers import DiffusersEnsemble
 
             architecture = config["network_def"]
-            peer = DiffusersEnsemble(network, architecture, inferer.num_steps, inferer.amp, inferer.member_batch)
-            self.unet, self.once = peer.unet, partial(peer, condition_of(image).images, self.members)
+            settings = inferer.settings
+            peer = DiffusersEnsemble(network, architecture, settings.num_steps, settings.amp, inferer.member_batch)
+            self.unet, self.once = peer.unet, partial(peer, Condition.of(image).images, self.members)
 
     def seconds(self) -> float:
-        """That 100 members take."""
+        """Time that 100 members take."""
         started = time.perf_counter()
         self.once()
         if self.device.type == "cuda":
@@ -267,7 +280,7 @@ class Contestant:
         return (time.perf_counter() - started) * 100 / self.members
 
     def costs(self) -> dict[str, float]:
-        """Network calls and operations of a member, counted as it is drawn."""
+        """Network calls and operations per member, counted while drawing."""
         samples = 0
 
         def count(unet: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -301,7 +314,7 @@ def speed(contestants: Mapping[str, Contestant], repeats: int, against: str = RE
             "seconds_high": max(seconds),
             "speedup_over_reference": statistics.median(taken[against] / taken[name] for taken in rounds),
             "flops_per_second": flops,
-            "share_of_matmul_peak": flops / peaks[contestant.amp],
+            "fraction_of_matmul_peak": flops / peaks[contestant.amp],
             "matmul_peak_flops": peaks[contestant.amp],
             "repeats": repeats,
         }
@@ -311,7 +324,8 @@ def speed(contestants: Mapping[str, Contestant], repeats: int, against: str = RE
 def profile(contestant: Contestant, rows: int = 12) -> str:
     """The operations that take longest, as a Markdown table."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (contestant.device.type == "cuda")
-    # Warmed up under the profiler: what it allocates lies in the way of large tensors, which at first are given fresh pages.
+    # Warmed up under the profiler: what it allocates lies in the way of large tensors, which at first are given fresh
+    # pages.
     turns = torch.profiler.schedule(wait=0, warmup=2, active=1)
     with torch.profiler.profile(activities=activities, schedule=turns, acc_events=True) as measured:
         for _ in range(3):
@@ -320,14 +334,15 @@ def profile(contestant: Contestant, rows: int = 12) -> str:
     time_of = "self_device_time_total" if contestant.device.type == "cuda" else "self_cpu_time_total"
     events = [event for event in measured.key_averages() if not event.key.startswith("ProfilerStep")]
     events.sort(key=lambda event: -getattr(event, time_of))
-    whole = sum(getattr(event, time_of) for event in events)
-    shares = [(event.key, event.count, getattr(event, time_of) / whole) for event in events]
-    told = shares[:rows] + [("all others", sum(x[1] for x in shares[rows:]), sum(x[2] for x in shares[rows:]))]
-    return table([{"operation": name, "calls": calls, "share of the time": share} for name, calls, share in told])
+    total = sum(getattr(event, time_of) for event in events)
+    fractions = [(event.key, event.count, getattr(event, time_of) / total) for event in events]
+    others = ("all others", sum(x[1] for x in fractions[rows:]), sum(x[2] for x in fractions[rows:]))
+    columns = ("operation", "calls", "fraction of the time")
+    return table([dict(zip(columns, row)) for row in (*fractions[:rows], others)])
 
 
 def matmul_peak(device: torch.device, amp: bool, side: int = 2048, times: int = 7) -> float:
-    """FLOP/s of the best of some square matrix products: what this machine can reach at all."""
+    """FLOP/s of the fastest of some square matrix products: the most that this machine reaches."""
     a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16 if amp else torch.float32) for _ in range(2))
     seconds = []
     for _ in range(times):
@@ -340,7 +355,7 @@ def matmul_peak(device: torch.device, amp: bool, side: int = 2048, times: int = 
 
 
 def peak_memory(config_file: str, name: str, image: Tensor) -> float:
-    """MB: of the GPU, or (on Linux) the resident set of a process of its own that draws one batch with the shipped network."""
+    """Peak memory in MB: of the GPU, or (on Linux) of a process of its own that draws one batch."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_peak_memory, config_file, name, image.numpy()).result()
 
@@ -351,50 +366,47 @@ def _peak_memory(config_file: str, name: str, image: np.ndarray) -> float:
     config.read_config(config_file)
     config.update({"progress": False})
     inferer = config.get_parsed_content("inferer")
-    inferer.num_members = inferer.member_batch
+    inferer = inferer.with_settings(num_members=inferer.member_batch)
     contestant = Contestant(config, config.get_parsed_content("network").eval(), inferer, name, torch.from_numpy(image))
     contestant.once()
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
-    # Of what runs in it now: getrusage counts what it was forked from as well.
+    # Of this process alone: getrusage also counts the one it was forked from.
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024 / 1e6
 
 
 def quality(scores: Mapping[str, Scores], against: str = REFERENCE, draws: int = 1000) -> dict[str, Row]:
-    """By method: `QUALITY` with 95 % intervals, differences in pairs, and how many voxels too many are marked (a share).
+    """By method: `QUALITY` with 95 % intervals, paired differences, and the relative excess of volume.
 
-    The heatmap of members is their share; that of the preview the one-call heatmap.
+    The heatmap of members is the fraction of members; that of the preview the one-call heatmap.
     """
     reference = scores[against]
     weights = bootstrap_weights(reference["arm"], draws)
-    measures = {
-        column: next(metric for metric in TABLES[table] if metric.name == name) for column, (table, name) in QUALITY.items()
-    }
-    volume = measures["volume_ratio"].measure
     rows: dict[str, Row] = {name: {"patients": len(reference.cases)} for name in scores}
     for name, s in scores.items():
-        for column, metric in measures.items():
-            if metric.of in s:
-                value = metric.measure(s, weights)
-                rows[name] |= _told(column, value) | _told(f"{column}_difference", value - metric.measure(reference, weights))
-        rows[name] |= _told("foreground_bias", volume(s, weights) / volume(reference, weights) - 1)
+        for column, metric in ((column, metric_named(metric)) for column, metric in QUALITY.items()):
+            if metric.score in s:
+                values, others = metric.compute(s, weights), metric.compute(reference, weights)
+                rows[name] |= _columns(column, values) | _columns(f"{column}_difference", values - others)
+        volume, other = (metric_named(QUALITY["volume_ratio"]).compute(x, weights) for x in (s, reference))
+        rows[name] |= _columns("foreground_bias", volume / other - 1)
     return rows
 
 
-def _told(column: str, values: np.ndarray) -> dict[str, float]:
-    low, high = np.nanpercentile(values[1:], [2.5, 97.5])
-    return {column: float(values[0]), f"{column}_low": float(low), f"{column}_high": float(high)}
+def _columns(column: str, values: np.ndarray) -> dict[str, float]:
+    low, high = interval(values)
+    return {column: float(values[0]), f"{column}_low": low, f"{column}_high": high}
 
 
 def write(out: Path, name: str, *tables: Sequence[Row]) -> None:
     """`name`.json with all rows and columns, `name`.md with the main columns of each table; prints the latter."""
-    told = "\n".join(table(rows) for rows in tables)
+    text = "\n".join(table(rows) for rows in tables)
     rows = [row for rows in tables for row in rows]
-    for file, text in ((f"{name}.json", json.dumps(rows, indent=1)), (f"{name}.md", told)):
+    for file, content in ((f"{name}.json", json.dumps(rows, indent=1)), (f"{name}.md", text)):
         with written_whole(out / file) as stream:
-            stream.write(text.encode())
-    print(told)
+            stream.write(content.encode())
+    print(text)
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -407,12 +419,16 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def draw_curves(rows: Sequence[Row], file: Path) -> None:
-    """Quality by number of steps, a line a curve; dashed the first row, which the others are compared with, and its interval.
+    """Quality by number of steps, a line for each curve; dashed the first row, the reference, with its interval.
 
-    Intervals of the others would hide that the same patients make them alike. Nothing without curves.
+    Intervals of the others are not drawn, as differences between them are paired. Draws nothing without curves.
     """
-    columns = {"auc": "AUC of activity", "average_precision": "average precision", "log_count_mse": "MSE of log(1 + count)",
-               "volume_ratio": "volume, forecast by true"}  # fmt: skip
+    columns = {
+        "auc": "AUC of activity",
+        "average_precision": "average precision",
+        "log_count_mse": "MSE of log(1 + count)",
+        "volume_ratio": "volume, forecast / true",
+    }
     curves: dict[str, list[Row]] = {}
     for row in rows:
         if METHODS[row["name"]].curve:
@@ -421,13 +437,15 @@ def draw_curves(rows: Sequence[Row], file: Path) -> None:
         return
     figure, axes = plt.subplots(1, len(columns), figsize=(15, 4.2), layout="constrained")
     for (column, label), ax in zip(columns.items(), axes):
-        for place, (curve, points) in enumerate(curves.items()):
-            steps = np.array([METHODS[row["name"]].changes["num_steps"] for row in points]) * 1.015 ** place
+        for index, (curve, points) in enumerate(curves.items()):
+            steps = np.array([METHODS[row["name"]].changes["num_steps"] for row in points]) * 1.015**index
             ax.plot(steps, [row[column] for row in points], marker="o", ms=4, lw=1.2, label=curve)
         ax.axhline(rows[0][column], color="0.4", lw=1, ls="--", zorder=0, label=rows[0]["name"])
         ax.set_ylim(ax.get_ylim())
-        ax.axhspan(rows[0][column + "_low"], rows[0][column + "_high"], color="0.93", zorder=-1, label="its 95 % interval")
-        ax.set(xscale="log", xticks=STEPS, xticklabels=STEPS, xlabel="steps", title=label, xlim=(STEPS[0] * 0.9, STEPS[-1] * 1.15))
+        low, high = rows[0][column + "_low"], rows[0][column + "_high"]
+        ax.axhspan(low, high, color="0.93", zorder=-1, label="its 95 % interval")
+        ax.set(xscale="log", xticks=STEPS, xticklabels=STEPS, xlim=(STEPS[0] * 0.9, STEPS[-1] * 1.15))
+        ax.set(xlabel="steps", title=label)
         ax.minorticks_off()
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(file, dpi=110)

@@ -20,12 +20,8 @@ from tqdm import trange
 from bundle.data.cache import cached_dataset
 from bundle.data.datalist import load_split
 from bundle.data.grid import SlabGrid
-from bundle.denoiser import Condition, Denoiser
-from bundle.errors import report_in_one_line
-from bundle.forecasting import EnsembleInferer, condition_of
-from bundle.losses import DenoisingLoss, MinSNR
-from bundle.networks import ForecastNetwork
-from bundle.prediction import (
+from bundle.diffusion.losses import DenoisingLoss, MinSNR
+from bundle.diffusion.predictions import (
     BinaryPrediction,
     ContrastwisePrediction,
     EpsPrediction,
@@ -33,30 +29,37 @@ from bundle.prediction import (
     VPrediction,
     X0Prediction,
 )
-from bundle.randomness import Streams
-from bundle.samplers import DPMSolverPP2M
-from bundle.schedules import InterpolatedCosine, LogSNRUniformGrid, alpha_sigma
-from bundle.slabs import fold_slices
-from bundle.training import parameter_groups, warmup_cosine
+from bundle.diffusion.samplers import DPMSolverPP2M
+from bundle.diffusion.schedules import InterpolatedCosine, LogSNRUniformGrid, alpha_sigma
+from bundle.diffusion.slabs import Condition, SlabDenoiser, fold_slices
+from bundle.errors import report_in_one_line
+from bundle.forecasters.ensemble import EnsembleInferer
+from bundle.networks.slab_unet import ForecastNetwork
+from bundle.seeding import Streams
+from bundle.training.stage import parameter_groups, warmup_cosine
 
 WIDE = dict(channels=(64, 96, 160), attention_levels=(False, False, True), num_res_blocks=1, num_head_channels=32,
-            patch_size=2, conditioning_channels=96)  # fmt: skip
+            patch_size=2, conditioning_channels=96, local_channels=0, with_loads=False)  # fmt: skip
 NARROW = WIDE | dict(channels=(32, 64, 96, 128), attention_levels=(False, False, False, True), patch_size=1,
                      conditioning_channels=32)  # fmt: skip
 SHIPPED = WIDE | dict(local_channels=16, with_loads=True)
 X0, EPS, V = X0Prediction(), EpsPrediction(), VPrediction()
 BLEND, BINARY = PreconditionedPrediction(), BinaryPrediction()
-TENFOLD = dict(weighting=MinSNR(floor=0.2), foreground_weight=10.0)
+TENFOLD = dict(weighting=MinSNR(floor=0.2), foreground_weight=10.0, contrast_weights=(1, 1))
 # name: network, prediction of FLAIR and NET2, loss
 VARIANTS = {
-    "shipped": (SHIPPED, (BLEND, BINARY), dict(weighting=MinSNR(floor=1), foreground_weight=1.0, contrast_weights=(1, 300))),
+    "shipped": (
+        SHIPPED,
+        (BLEND, BINARY),
+        dict(weighting=MinSNR(floor=1), foreground_weight=1.0, contrast_weights=(1, 300)),
+    ),
     "blend+binary": (WIDE, (BLEND, BINARY), TENFOLD),
     "x0+binary": (WIDE, (X0, BINARY), TENFOLD),
     "x0": (WIDE, (X0, X0), TENFOLD),
     "v": (WIDE, (V, V), TENFOLD),
     "eps": (WIDE, (EPS, EPS), TENFOLD),
     "v+binary": (WIDE, (V, BINARY), TENFOLD),
-    "x0+binary, no floor": (WIDE, (X0, BINARY), TENFOLD | dict(weighting=MinSNR())),
+    "x0+binary, no floor": (WIDE, (X0, BINARY), TENFOLD | dict(weighting=MinSNR(floor=0))),
     "x0+binary, narrow": (NARROW, (X0, BINARY), TENFOLD),
     "x0, narrow": (NARROW, (X0, X0), TENFOLD),
     "v, narrow": (NARROW, (V, V), TENFOLD),
@@ -84,7 +87,9 @@ def run(
     with rows.open("a", newline="") as file:
         writer = csv.writer(file)
         if fresh:
-            writer.writerow(["variant", "measure", "logsnr", "value", "best_constant", "patients", "iterations", "spacing"])
+            writer.writerow(
+                ["variant", "measure", "logsnr", "value", "best_constant", "patients", "iterations", "spacing"]
+            )
         for name in variants.split("; ") if variants else VARIANTS:
             for row in measure(*VARIANTS[name], schedule, image, target, iterations, seed, name):
                 writer.writerow([name, *row, patients, iterations, spacing])
@@ -96,10 +101,10 @@ def measure(architecture, predictions, loss_settings, schedule, image, target, i
     torch.manual_seed(seed)
     network = ForecastNetwork(**architecture)
     loss = DenoisingLoss(schedule, **loss_settings)
-    denoiser = Denoiser(network, ContrastwisePrediction(predictions), loss.foreground_weight)
-    x0, condition = fold_slices(target), condition_of(image)
+    denoiser = SlabDenoiser(network, ContrastwisePrediction(predictions), loss.foreground_weight)
+    x0, condition = fold_slices(target), Condition.of(image)
     optimizer = torch.optim.AdamW(parameter_groups(network, local_learning_rate=4e-3), 5e-4)
-    lr_schedule = warmup_cosine(optimizer, 50, num_epochs=1, epoch_length=iterations)
+    lr_schedule = warmup_cosine(optimizer, 50, iterations)
     started = time.perf_counter()
     for iteration in trange(iterations, desc=name):
         with torch.autocast("cpu", torch.bfloat16):
@@ -115,12 +120,16 @@ def measure(architecture, predictions, loss_settings, schedule, image, target, i
 
 
 @torch.inference_mode()
-def denoising_errors(denoiser: Denoiser, x0, condition: Condition, seed: int):
+def denoising_errors(denoiser: SlabDenoiser, x0, condition: Condition, seed: int):
     """Mean square of x0's error by log-SNR: FLAIR, NET2 foreground, NET2 background."""
     flair, net2 = x0.chunk(2, dim=1)
     lesion = net2 > 0
-    share = lesion.float().mean()
-    constants = {"flair": flair.var(), "net2_foreground": (2 - 2 * share) ** 2, "net2_background": (2 * share) ** 2}
+    fraction = lesion.float().mean()
+    constants = {
+        "flair": flair.var(),
+        "net2_foreground": (2 - 2 * fraction) ** 2,
+        "net2_background": (2 * fraction) ** 2,
+    }
     for logsnr in LEVELS:
         level = torch.full((len(x0),), logsnr)
         alpha, sigma = alpha_sigma(torch.tensor(logsnr))
@@ -137,12 +146,19 @@ def denoising_errors(denoiser: Denoiser, x0, condition: Condition, seed: int):
             yield measure_name, logsnr, value.item(), constants[measure_name].item()
 
 
-def member_dice(denoiser: Denoiser, schedule, image, target, seed: int, num_members: int = 4) -> float:
+def member_dice(denoiser: SlabDenoiser, schedule, image, target, seed: int, num_members: int = 4) -> float:
     """Dice of members with their patient's outcome, mean over members and patients."""
     inferer = EnsembleInferer(
-        schedule, LogSNRUniformGrid(-12, 10), DPMSolverPP2M(), denoiser.prediction, num_members, seed=seed,
-        foreground_weight=denoiser.foreground_weight, progress=False,
-    )  # fmt: skip
+        schedule,
+        LogSNRUniformGrid(-12, 10),
+        DPMSolverPP2M(),
+        denoiser.prediction,
+        denoiser.foreground_weight,
+        num_members,
+        reuse_within=0,
+        seed=seed,
+        progress=False,
+    )
     members = inferer(image, denoiser.network) > 0.5  # (B, K, H, W, S)
     truth = (target[:, -1:] > 0).expand_as(members)
     overlap = (members & truth).flatten(2).sum(2)

@@ -1,4 +1,4 @@
-"""How many true lesions survive the slab's grid, the way masks are marked on it, and the opening kernel (docs/grid.md)."""
+"""How many true lesions survive the slab's grid, the marking of masks on it, and the opening kernel."""
 
 from itertools import product
 
@@ -10,9 +10,9 @@ from tqdm import tqdm
 from bundle.data.bids import find_case, list_cases
 from bundle.data.grid import SlabGrid, slab_centre, to_slab
 from bundle.data.masks import mask_to_slab
-from bundle.data.volumes import Volume, read_mask
+from bundle.data.volumes import read_mask
 from bundle.errors import report_in_one_line
-from bundle.lesions import LesionRule, Placed, voxel_volume_mm3
+from bundle.lesions import LesionRule, Volume, voxel_volume_mm3
 
 FINE = SlabGrid(spacing_mm=(1, 1, 3), shape=(160, 192, 15))  # the masks' own grid: every marking is the same there
 COARSE = (SlabGrid(), SlabGrid(spacing_mm=(3, 3, 3), shape=(54, 64, 15)))
@@ -44,7 +44,7 @@ def survival_table(dataset_dir: str, patients: int | None = None) -> str:
 
 def measure_mask(mask: Volume, brain: Volume) -> np.ndarray:
     """(settings, kernels, 5): true lesions, survivors, lesions counted on the slab, true volume, volume there (ml)."""
-    lesions = LesionRule().label(mask.data, mask.affine)
+    lesions = LesionRule().label(mask.values, mask.affine)
     if not lesions.any():
         return np.zeros((len(SETTINGS), len(KERNELS), 5))
     true_ml = np.count_nonzero(lesions) * voxel_volume_mm3(mask.affine) / 1000
@@ -52,14 +52,14 @@ def measure_mask(mask: Volume, brain: Volume) -> np.ndarray:
     owners, places = lesions[tuple(voxels.T)], apply_affine(mask.affine, voxels)
     rows = []
     for grid, marking in SETTINGS:
-        affine = grid.affine(slab_centre(brain.data > 0, brain.affine, grid))
+        affine = grid.affine(slab_centre(brain.values, brain.affine, grid))
         if marking == OWN_VOLUME:
-            marked = mask_to_slab(mask.data, mask.affine, affine, grid)
+            marked = mask_to_slab(mask.values, mask.affine, affine, grid)
         else:
-            marked = to_slab(mask.data, mask.affine, affine, grid) >= COVERED[marking] - 1e-4
+            marked = to_slab(mask.values, mask.affine, affine, grid) >= COVERED[marking] - 1e-4
         for kernel in KERNELS:
             counted = LesionRule(kernel=(kernel, kernel, 1)).label(marked, affine)
-            survivors = np.unique(owners[Placed(counted, affine).at(places) > 0]).size
+            survivors = np.unique(owners[Volume(counted, affine).at(places) > 0]).size
             slab_ml = np.count_nonzero(counted) * voxel_volume_mm3(affine) / 1000
             rows.append((lesions.max(), survivors, counted.max(), true_ml, slab_ml))
     return np.reshape(rows, (len(SETTINGS), len(KERNELS), 5))

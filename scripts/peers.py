@@ -1,28 +1,30 @@
 """Networks of the same shape built with diffusers, to be timed beside ours; they come with `.[benchmark]`.
 
-Their weights are random: they say how fast the same forecast would be, not how good.
+Their weights are random: only their speed is comparable, not their quality.
 """
 
 import torch
 from diffusers import ControlNetModel, DPMSolverMultistepScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from bundle.networks import ForecastNetwork
+from bundle.networks.slab_unet import ForecastNetwork
 
 ARM_WIDTH = 64  # of the treatment's embedding, which diffusers' networks attend to
 
 
 class DiffusersEnsemble:
-    """UNet2DConditionModel, ControlNetModel and DPMSolverMultistepScheduler (DPM-Solver++ 2M), at their defaults elsewhere.
+    """UNet2DConditionModel, ControlNetModel and DPMSolverMultistepScheduler (DPM-Solver++ 2M), otherwise at defaults.
 
     Args:
         network: ours, whose channels, patches and device these take.
-        architecture: the arguments of `bundle.networks.ForecastNetwork`; what diffusers has no counterpart of (the local
-            path, the lesion loads) is left out.
+        architecture: the arguments of `bundle.networks.slab_unet.ForecastNetwork`; what diffusers has no counterpart
+            of (the local path, the lesion loads) is left out.
         num_steps, amp, member_batch: as ours.
     """
 
-    def __init__(self, network: ForecastNetwork, architecture: dict, num_steps: int, amp: bool, member_batch: int) -> None:
+    def __init__(
+        self, network: ForecastNetwork, architecture: dict, num_steps: int, amp: bool, member_batch: int
+    ) -> None:
         self.num_steps, self.amp, self.member_batch = num_steps, amp, member_batch
         self.patch_size = network.patch_size
         self.device = next(network.parameters()).device
@@ -32,7 +34,9 @@ class DiffusersEnsemble:
             in_channels=network.outcome_channels * folded,
             out_channels=network.outcome_channels * folded,
             down_block_types=tuple("CrossAttnDownBlock2D" if wanted else "DownBlock2D" for wanted in with_attention),
-            up_block_types=tuple("CrossAttnUpBlock2D" if wanted else "UpBlock2D" for wanted in reversed(with_attention)),
+            up_block_types=tuple(
+                "CrossAttnUpBlock2D" if wanted else "UpBlock2D" for wanted in reversed(with_attention)
+            ),
             mid_block_type="UNetMidBlock2DCrossAttn",
             block_out_channels=tuple(architecture["channels"]),
             layers_per_block=architecture["num_res_blocks"],
@@ -64,6 +68,8 @@ class DiffusersEnsemble:
         for t in scheduler.timesteps:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
                 down, mid = self.controlnet(z, t, arm, images, return_dict=False)
-                output = self.unet(z, t, arm, down_block_additional_residuals=down, mid_block_additional_residual=mid).sample
+                output = self.unet(
+                    z, t, arm, down_block_additional_residuals=down, mid_block_additional_residual=mid
+                ).sample
             z = scheduler.step(output.float(), t, z).prev_sample
         return nn.functional.pixel_shuffle(z, self.patch_size)

@@ -28,7 +28,7 @@ def run(repeats: int = 5, **settings: str) -> None:
 
 
 def first_call(**settings: str) -> dict:
-    """What a process of its own tells at its first network call: seconds by phase, packages that MONAI had not imported."""
+    """Of a process of its own, at its first network call: seconds by phase, packages that MONAI had not imported."""
     arguments = [item for name, value in settings.items() for item in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "scripts.startup", "--until-first-call", repr(time.time()), *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -38,7 +38,7 @@ def first_call(**settings: str) -> dict:
 
 
 def until_first_call(started: float, arguments: list[str]) -> None:
-    """Run inference up to the first network call and tell how long it took; never returns."""
+    """Run inference up to the first network call and print how long it took; never returns."""
     times = [started, time.time()]
     import torch  # noqa: F401
 
@@ -47,15 +47,15 @@ def until_first_call(started: float, arguments: list[str]) -> None:
 
     times.append(time.time())
     packages = top_level()
-    from bundle.networks import ForecastNetwork
+    from bundle.networks.slab_unet import ForecastNetwork
 
-    def tell(*_: object, **__: object) -> None:
+    def report(*_: object, **__: object) -> None:
         times.append(time.time())
         seconds = {phase: end - start for phase, start, end in zip(PHASES, times, times[1:])}
         print("\n" + json.dumps({"seconds": seconds, "packages": sorted(top_level() - packages)}), flush=True)
         os._exit(0)
 
-    ForecastNetwork.guess = tell
+    ForecastNetwork.backbone = report
     sys.argv = ["monai.bundle", "run", "inference", "--config_file", "configs/inference.json", *arguments]
     runpy.run_module("monai.bundle", run_name="__main__")
 

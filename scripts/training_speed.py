@@ -2,10 +2,10 @@
 
     python -m scripts.training_speed --out DIR [--dataset_dir DIR] [--iterations 20] [--repeats 3]
 
-*Speed*: iterations of both stages of configs/train.json, each in a process of its own, after a first round that fills the cache of
-prepared patients; medians, with the share of the time in which an iteration waits for its data. *Memory* of a step of
-configs/paper.json, computed: the network runs on tensors without data, and what is alive is added up after every operation. What a
-GPU's libraries take for themselves is not in it.
+*Speed*: iterations of both stages of configs/train.json, each in a process of its own, after a first round that fills
+the cache of prepared patients; medians, with the fraction of the time in which an iteration waits for its data.
+*Memory* of a step of configs/paper.json, computed: the network runs on tensors without data, and the bytes that are
+alive are added up after every operation. It does not include what a GPU's libraries need for themselves.
 Writes DIR/training.json (rows) and DIR/training.md (tables).
 """
 
@@ -27,11 +27,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from bundle.denoiser import Denoiser
+from bundle.diffusion.slabs import Condition, SlabDenoiser
 from bundle.errors import report_in_one_line
-from bundle.forecasting import condition_of
-from bundle.memory import keep_freed_memory
-from bundle.training import freeze_unet
+from bundle.runtime import keep_freed_memory
+from bundle.training.stage import freeze_unet
 from scripts.benchmark import Row, write
 
 STAGES = {"stage 1": "pretrain", "stage 2": "train"}
@@ -40,7 +39,11 @@ WARM_UP = 3  # iterations that do not count
 
 
 def run(
-    out: str, dataset_dir: str = "data/trial", cache_dir: str = "runs/lite/cache", iterations: int = 20, repeats: int = 3
+    out: str,
+    dataset_dir: str = "data/trial",
+    cache_dir: str = "runs/lite/cache",
+    iterations: int = 20,
+    repeats: int = 3,
 ) -> None:
     """Time both stages, `repeats` processes each, and compute the paper's memory."""
     speed = training_speed(dataset_dir, cache_dir, iterations, repeats)
@@ -66,24 +69,25 @@ def training_speed(
     for (stage, way), figures in measured.items():
         speeds, waits = zip(*figures)
         speedups = [ours / plain for ours, (plain, _) in zip(speeds, measured[stage, PLAIN])]
-        rows.append({
+        row = {
             "stage": stage,
             "name": way,
             "samples_per_second": statistics.median(speeds),
             "samples_per_second_low": min(speeds),
             "samples_per_second_high": max(speeds),
             "speedup_over_plain": statistics.median(speedups),
-            "share_waiting_for_data": statistics.median(waits),
+            "fraction_waiting_for_data": statistics.median(waits),
             "iterations": iterations,
             "repeats": repeats,
-        })  # fmt: skip
+        }
+        rows.append(row)
     return rows
 
 
 def _time_training(
     config_file: str, stage: str, way: str, dataset_dir: str, cache_dir: str, iterations: int
 ) -> tuple[float, float]:
-    """Samples a second, and the share of the time in which the network waits for them."""
+    """Samples a second, and the fraction of the time in which the network waits for them."""
     config, block = ConfigParser(), STAGES[stage]
     config.read_config(config_file)
     with tempfile.TemporaryDirectory() as folder:
@@ -163,9 +167,10 @@ def step_memory(stage: str, micro_batch_size: int, checkpointing: bool, overlay:
         if stage != "stage 1":
             freeze_unet(network)
         optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad])
-        denoiser = Denoiser(network, config.get_parsed_content("prediction"))
+        prediction, weight = (config.get_parsed_content(name) for name in ("prediction", "foreground_weight"))
+        denoiser = SlabDenoiser(network, prediction, weight)
         z_t, logsnr = torch.zeros(micro_batch_size, 2 * slices, *plane), torch.zeros(micro_batch_size)
-        condition = condition_of(torch.zeros(micro_batch_size, 8, *plane, slices))
+        condition = Condition.of(torch.zeros(micro_batch_size, 8, *plane, slices))
         for _ in range(2):  # gradients of the first pass are kept while the second adds to them
             with torch.autocast("cpu", torch.bfloat16):
                 output = denoiser.output(z_t, logsnr, condition)

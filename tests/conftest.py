@@ -1,17 +1,21 @@
-"""Real things, small: a simulated trial, and the configuration of a network that trains in a blink."""
+"""Real data and networks, small: a simulated trial, and the configuration of a network that trains in a second."""
 
+import hashlib
 import os
+import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from monai.bundle import ConfigParser
 
 from bundle.data.datalist import load_split
+from bundle.networks.weights import export_weights
 from bundle.simulation.trial import simulate_trial
-from bundle.training import export_weights
 
 ROOT = Path(__file__).parents[1]
 # Overrides of train.json and inference.json: every component the real one, on a coarse grid.
@@ -25,33 +29,79 @@ TINY = {
     "grid#spacing_mm": [8, 8, 3],
     "grid#shape": [20, 24, 15],
 }
+PATIENTS, SEED = 12, 5
+
+
+def pytest_configure(config):
+    if hasattr(config, "workerinput"):  # of pytest-xdist: one thread a worker
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-def trial(tmp_path_factory):
-    """BIDS folder of a simulated trial of 12 patients, with its datalist."""
-    folder = tmp_path_factory.mktemp("trial")
-    simulate_trial(folder, 12, seed=5, workers=2)
+def trial(request, tmp_path_factory):
+    """BIDS folder of a simulated trial of 12 patients, with its datalist: a copy that a test session may change.
+
+    The original is simulated once, by one of pytest's workers, and kept in pytest's cache until its code changes.
+    """
+    cache = request.config.cache.mkdir("trial")
+    original = cache / _version_of_simulation()
+    with FileLock(cache / "lock"):
+        if not original.is_dir():
+            part = cache / "part"
+            shutil.rmtree(part, ignore_errors=True)
+            simulate_trial(part, PATIENTS, seed=SEED)
+            for old in cache.iterdir():
+                if old.is_dir() and old != part:
+                    shutil.rmtree(old)
+            part.rename(original)
+    folder = shutil.copytree(original, tmp_path_factory.mktemp("trial"), dirs_exist_ok=True)
     load_split(folder, "training")  # makes the datalist
     return folder
 
 
-def start_bundle(run_id, config_file, launcher=(sys.executable, "-m"), **overrides):
-    """Start `python -m monai.bundle run ID --config_file FILE --id value ...` from the bundle root."""
+def _version_of_simulation():
+    """Digest of the code and libraries that the simulated patients depend on."""
+    digest = hashlib.sha256(f"{PATIENTS} {SEED}".encode())
+    leaves = [ROOT / "bundle" / name for name in ("arms.py", "files.py", "seeding.py")]
+    for path in [*sorted((ROOT / "bundle" / "simulation").rglob("*")), *leaves]:
+        if path.is_file() and path.suffix != ".pyc":
+            digest.update(path.read_bytes())
+    for library in ("numpy", "scipy", "nibabel", "nilearn"):
+        digest.update(version(library).encode())
+    return digest.hexdigest()[:16]
+
+
+def start_bundle(run_id, config_file, launcher=(sys.executable, "-m"), cwd=ROOT, **overrides):
+    """Start `python -m monai.bundle run ID --config_file FILE --id value ...`, by default from the bundle root."""
+    return start_monai(["run", run_id, "--config_file", config_file], launcher, cwd, **overrides)
+
+
+def start_monai(command, launcher=(sys.executable, "-m"), cwd=ROOT, **overrides):
+    """Start `python -m monai.bundle COMMAND --id value ...`."""
     arguments = [f"--{name}={value}" for name, value in overrides.items()]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    environment.pop("PYTHONPATH", None)
     return subprocess.Popen(
-        [*launcher, "monai.bundle", "run", run_id, "--config_file", config_file, *arguments],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        [*launcher, "monai.bundle", *command, *arguments],
+        cwd=cwd,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def bundle_config(*names, **overrides):
+    """Files of configs/, each laid over the one before, with what the command line would override."""
+    config = ConfigParser()
+    config.read_config([str(ROOT / "configs" / name) for name in names])
+    config.update(overrides)
+    return config
 
 
 def inference_config(**overrides):
     """configs/inference.json with what the command line would override, to be run in this process."""
-    config = ConfigParser()
-    config.read_config(ROOT / "configs" / "inference.json")
-    config.update(overrides)
-    return config
+    return bundle_config("inference.json", **overrides)
 
 
 @pytest.fixture(scope="session")

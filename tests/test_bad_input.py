@@ -1,5 +1,6 @@
-"""Bad input, as a user meets it: one line that names case, file and mend, exit code 1, and nothing half-written."""
+"""Bad input, as a user meets it: one line that names case, file and fix, exit code 1, and nothing half-written."""
 
+import gzip
 import re
 import shutil
 import sys
@@ -7,18 +8,16 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
-
 from conftest import TINY, inference_config, start_bundle
 
 from bundle.data.bids import find_case
-from bundle.errors import report_in_one_line
-from bundle.inference import Guard
+from bundle.errors import Guard, report_in_one_line
 
 FEW = TINY | {"num_members": 1, "num_steps": 1, "foreground_weight": 10**4}
 
 
 def written_again(change=lambda data: data, shift_mm=0.0):
-    """Spoils a file: its voxels changed, its place shifted."""
+    """Changes a file's voxels or shifts its affine."""
 
     def spoil(path):
         scan = nib.load(path)
@@ -43,7 +42,23 @@ def cut_in_half(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-SPOILT = {  # by label: the file, what is done to it, what the user is told
+def scaled(factor):
+    """Multiplies the voxel sizes in the header."""
+
+    def spoil(path):
+        scan = nib.load(path)
+        nib.save(nib.Nifti1Image(scan.get_fdata(), scan.affine @ np.diag([factor, factor, factor, 1])), path)
+
+    return spoil
+
+
+def with_bytes_inserted(path):
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[400_000:400_000] = bytes(64)
+    path.write_bytes(gzip.compress(bytes(content), 1))
+
+
+SPOILT = {  # by label: the file, what is done to it, the message
     "NoBaseline": ("flair_w000", lambda path: path.unlink(), "no FLAIR of w000; put it there"),
     "NoFollowUp": ("flair_w048", lambda path: path.unlink(), "no FLAIR of w048; put it there"),
     "Text": ("flair_w000", lambda path: path.write_text("hello"), "unreadable or truncated; copy or convert it again"),
@@ -57,7 +72,7 @@ SPOILT = {  # by label: the file, what is done to it, what the user is told
     "Nan": ("flair_w000", written_again(with_nan), "NaN or infinite voxels; replace them"),
     "NanMask": ("gd_w048", written_again(with_nan), "NaN or infinite voxels; replace them"),
     "Constant": ("flair_w048", written_again(np.ones_like), "all voxels are equal; give the FLAIR scan"),
-    "Shares": ("net2_w048", written_again(with_two_values), "not a binary mask; keep 0 and 1 only"),
+    "Fractions": ("net2_w048", written_again(with_two_values), "not a binary mask; keep 0 and 1 only"),
     "Shifted": (
         "t2_w048",
         written_again(shift_mm=2),
@@ -73,7 +88,27 @@ SPOILT = {  # by label: the file, what is done to it, what the user is told
         written_again(shift_mm=2),
         "its affine is not the FLAIR's; resample it to sub-ShiftedBrain_ses-w048_FLAIR.nii.gz",
     ),
-    "NoBrain": ("brain_w048", written_again(np.zeros_like), "the brain mask is empty; redo it or take it away"),
+    "TenTimes": (
+        "flair_w000",
+        scaled(10),
+        "voxels of 10 x 10 x 30 mm are no brain scan's; correct the qform or sform",
+    ),
+    "Negative": (
+        "flair_w048",
+        written_again(lambda data: data.max() - data),
+        "fluid is not dark in it: inverted, or no FLAIR; give the FLAIR as it was acquired",
+    ),
+    "Inserted": (
+        "flair_w000",
+        with_bytes_inserted,
+        "more bytes than its header says; copy or convert it again",
+    ),
+    "AllLesion": (
+        "t2_w048",
+        written_again(np.ones_like),
+        "1935 ml of lesions are more than any patient has (200); check that lesions are 1 and all else is 0",
+    ),
+    "NoBrain": ("brain_w048", written_again(np.zeros_like), "the brain mask is empty; redo it or remove it"),
 }
 
 
@@ -94,14 +129,17 @@ def error_lines(output):
 
 @pytest.fixture(scope="module")
 def ward(trial, tiny_weights, tmp_path_factory):
-    """A data set of patients spoilt in every way, with two sound ones among them, and what the command made of it."""
+    """A data set with a patient for each kind of bad file and two sound ones, and the result of the command."""
     folder = tmp_path_factory.mktemp("ward")
     data, out = folder / "data", folder / "out"
     patient = find_case(trial / "sub-0001")
     for label in ("Aspirin", "Blocked", "Sound", "Zound"):
         admitted(patient, data, label)
+    shutil.copy(
+        find_case(trial / "sub-0002").volumes["flair_w048"], admitted(patient, data, "Other").volumes["flair_w048"]
+    )
     for label, (name, spoil, _) in SPOILT.items():
-        spoil(admitted(patient, data, label).place(name))
+        spoil(admitted(patient, data, label).expected_path(name))
     (data / "participants.tsv").write_text("participant_id\ttreatment_arm\nsub-Aspirin\taspirin\nsub-Sound\tavonex\n")
     out.mkdir()
     (out / "sub-Blocked").write_text("a file where a folder should be")
@@ -111,24 +149,24 @@ def ward(trial, tiny_weights, tmp_path_factory):
     return data, out, process.returncode, output
 
 
-def told_of(label, output):
+def lines_of(label, output):
     return [line for line in error_lines(output) if f"sub-{label}: " in line]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("label", SPOILT)
-def test_a_spoilt_file_is_told_with_case_and_mend(ward, label):
+def test_an_unusable_file_is_reported_with_case_and_fix(ward, label):
     data, _, _, output = ward
-    name, _, told = SPOILT[label]
-    file = find_case(data / f"sub-{label}", arm="unknown").place(name)
-    assert told_of(label, output) == [f"error: sub-{label}: {file}: {told}"]
+    name, _, problem = SPOILT[label]
+    file = find_case(data / f"sub-{label}", arm="unknown").expected_path(name)
+    assert lines_of(label, output) == [f"error: sub-{label}: {file}: {problem}"]
 
 
 @pytest.mark.slow
 def test_the_sound_patients_of_the_batch_are_forecast_and_no_others(ward):
     _, out, code, output = ward
     assert code == 1 and "Traceback" not in output, output[-3000:]
-    assert len(error_lines(output)) == len(SPOILT) + 2 and f"{len(SPOILT) + 2} case(s) not forecast" in output
+    assert len(error_lines(output)) == len(SPOILT) + 3 and f"{len(SPOILT) + 3} case(s) not forecast" in output
     assert {path.name for path in out.iterdir()} == {"sub-Blocked", "sub-Sound", "sub-Zound"}
     assert (out / "sub-Blocked").read_text() == "a file where a folder should be"
     for case in ("sub-Sound", "sub-Zound"):
@@ -137,22 +175,34 @@ def test_the_sound_patients_of_the_batch_are_forecast_and_no_others(ward):
 
 
 @pytest.mark.slow
+def test_the_visits_of_two_patients_are_refused(ward):
+    (line,) = lines_of("Other", ward[3])
+    assert "w048 and w000 do not show one brain in one position" in line and "co-register the visits" in line
+
+
+@pytest.mark.slow
+def test_patients_without_a_treatment_are_a_warning(ward):
+    warnings = [line for line in ward[3].splitlines() if line.startswith("warning: ")]
+    assert any("not in participants.tsv: sub-AllLesion, sub-Blocked, sub-Constant" in line for line in warnings)
+
+
+@pytest.mark.slow
 def test_a_wrong_arm_in_participants_concerns_that_patient_alone(ward):
     data, _, _, output = ward
-    (line,) = told_of("Aspirin", output)
+    (line,) = lines_of("Aspirin", output)
     assert line.startswith(f"error: sub-Aspirin: {data / 'participants.tsv'}: unknown treatment arm 'aspirin'; use")
 
 
 @pytest.mark.slow
-def test_a_folder_of_a_case_that_cannot_be_written_is_told(ward):
+def test_a_folder_of_a_case_that_cannot_be_written_is_reported(ward):
     _, out, _, output = ward
-    (line,) = told_of("Blocked", output)
+    (line,) = lines_of("Blocked", output)
     assert line.startswith(f"error: sub-Blocked: {out / 'sub-Blocked'}: cannot be written: ")
     assert line.endswith("; choose another output_dir")
 
 
 @pytest.fixture
-def told(trial, tiny_weights, tmp_path, monkeypatch, capsys):
+def message(trial, tiny_weights, tmp_path, monkeypatch, capsys):
     """What the command prints on stderr when it cannot start, from the same parts in this process."""
 
     def run(**overrides):
@@ -196,8 +246,8 @@ def told(trial, tiny_weights, tmp_path, monkeypatch, capsys):
         ({"reuse_within": -1}, "reuse_within=-1 is not a number of at least 0; correct --reuse_within"),
     ],
 )  # fmt: skip
-def test_what_keeps_everyone_from_a_forecast_is_told_at_once(told, overrides, line):
-    assert re.fullmatch(f"error: {line}\n", told(**overrides))
+def test_what_keeps_everyone_from_a_forecast_is_reported_at_once(message, overrides, line):
+    assert re.fullmatch(f"error: {line}\n", message(**overrides))
 
 
 @pytest.mark.parametrize(
@@ -209,16 +259,16 @@ def test_what_keeps_everyone_from_a_forecast_is_told_at_once(told, overrides, li
         ("participant_id\ttreatment_arm\n0001\tavonex\n", "participant_id '0001'; write sub-.*"),
     ],
 )
-def test_a_table_of_participants_that_cannot_be_read_is_told_once(told, tmp_path, rows, line):
+def test_a_table_of_participants_that_cannot_be_read_is_reported_once(message, tmp_path, rows, line):
     (tmp_path / "sub-0001").mkdir()
     (tmp_path / "participants.tsv").write_text(rows)
     expected = f"error: {re.escape(str(tmp_path / 'participants.tsv'))}: {line}\n"
-    assert re.fullmatch(expected, told(dataset_dir=tmp_path))
+    assert re.fullmatch(expected, message(dataset_dir=tmp_path))
 
 
-def test_an_output_folder_that_cannot_be_made_is_told_before_the_work(told, tmp_path):
+def test_an_output_folder_that_cannot_be_made_is_reported_before_the_work(message, tmp_path):
     (tmp_path / "file").touch()
-    line = told(output_dir=tmp_path / "file" / "out")
+    line = message(output_dir=tmp_path / "file" / "out")
     assert line.startswith(f"error: {tmp_path / 'file' / 'out'}: cannot be written: ")
     assert line.endswith("; choose another output_dir\n") and line.count("\n") == 1
 
@@ -231,7 +281,7 @@ def test_an_output_folder_that_cannot_be_made_is_told_before_the_work(told, tmp_
         ("{data}", "{data}: not inside a folder sub-*; arrange the scans in BIDS"),
     ],
 )
-def test_a_case_that_is_not_there_is_told(trial, tiny_weights, tmp_path, capsys, case, line):
+def test_a_case_that_does_not_exist_is_reported(trial, tiny_weights, tmp_path, capsys, case, line):
     places = {"data": str(trial), "elsewhere": str(tmp_path)}
     settings = {"weights": str(tiny_weights), "dataset_dir": str(trial), "output_dir": str(tmp_path / "out")}
     with pytest.raises(SystemExit, match=r"1 case\(s\) not forecast"):
@@ -240,7 +290,7 @@ def test_a_case_that_is_not_there_is_told(trial, tiny_weights, tmp_path, capsys,
     assert not (tmp_path / "out").exists()
 
 
-def test_what_no_user_can_mend_is_not_hushed_up():
+def test_an_error_that_is_no_users_is_raised():
     with pytest.raises(ZeroDivisionError):
         Guard().call(lambda _: 1 / 0, {}, None)
 

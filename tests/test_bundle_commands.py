@@ -8,30 +8,32 @@ from pathlib import Path
 import pytest
 import torch
 
-from bundle.training import export_weights
+from bundle.networks.weights import export_weights
 
 ROOT = Path(__file__).parents[1]
-SCHEMA = ROOT.parent / "shared" / "schemas" / "meta_schema_20240725.json"
+SCHEMA = ROOT / "tests" / "metadata_schema.json"
 
 
 def monai_bundle(*arguments):
     result = subprocess.run(
         [sys.executable, "-m", "monai.bundle", *arguments],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0, (result.stdout + result.stderr)[-3000:]
 
 
 @pytest.mark.slow
 def test_verify_net_in_out():
     monai_bundle(
-        "verify_net_in_out", "network_def", "--meta_file", "configs/metadata.json",
-        "--config_file", "configs/inference.json", "--n", "2", "--p", "1", "--any", "16",
-    )  # fmt: skip
+        *("verify_net_in_out", "network_def", "--meta_file", "configs/metadata.json"),
+        *("--config_file", "configs/inference.json", "--n", "2", "--p", "1", "--any", "16"),
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not SCHEMA.exists(), reason="no schema file beside the project")
 def test_verify_metadata(tmp_path):
     copy = tmp_path / SCHEMA.name
     copy.write_bytes(SCHEMA.read_bytes())
@@ -50,9 +52,10 @@ def test_ckpt_export_gives_a_script_that_agrees(tmp_path):
         parameter.data += 0.02 * torch.randn(parameter.shape)
     export_weights(network, tmp_path / "model.pt")
     monai_bundle(
-        "ckpt_export", "network_def", "--filepath", str(tmp_path / "model.ts"), "--ckpt_file", str(tmp_path / "model.pt"),
-        "--meta_file", "configs/metadata.json", "--config_file", "configs/inference.json",
-    )  # fmt: skip
+        *("ckpt_export", "network_def", "--filepath", str(tmp_path / "model.ts")),
+        *("--ckpt_file", str(tmp_path / "model.pt")),
+        *("--meta_file", "configs/metadata.json", "--config_file", "configs/inference.json"),
+    )
     network.load_state_dict(torch.load(tmp_path / "model.pt"))
     x = torch.randn(2, 137, 80, 96)
     x[:, -1] = 3

@@ -1,4 +1,4 @@
-"""Configs are architecture: they parse, resolve, agree, and hold no logic (docs: `bundle` says how, JSON which)."""
+"""Configurations say which and how much, Python says how: they parse, resolve, agree, and hold no logic."""
 
 import ast
 import json
@@ -6,13 +6,18 @@ from importlib.metadata import version
 from pathlib import Path
 from pydoc import locate
 
+import jsonschema
 import pytest
 import torch
-from monai.bundle import ConfigParser
+from conftest import bundle_config
+from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow
 from monai.bundle.config_item import ComponentLocator, ConfigComponent
 
+import bundle
+
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.json") if path.name != "metadata.json")
+ARGS = sorted((ROOT / "configs").glob("*_args.json"))
+CONFIGS = sorted({*(ROOT / "configs").glob("*.json")} - {ROOT / "configs" / "metadata.json", *ARGS})
 LOCATOR = ComponentLocator()
 SHARED = ("network_def", "grid", "schedule", "prediction", "foreground_weight", "device")
 
@@ -62,23 +67,70 @@ def test_training_and_inference_agree_on_what_they_share():
     assert {name: train[name] for name in SHARED} == {name: inference[name] for name in SHARED}
 
 
-@pytest.mark.parametrize("overlay", ["paper.json", "multi_gpu.json"])
-def test_overlays_change_only_what_is_there(overlay):
+@pytest.mark.parametrize("overlay", ["paper.json", "multi_gpu_train.json", "evaluate.json", "counterfactual.json"])
+def test_overlays_restate_nothing_that_train_and_inference_hold(overlay):
+    for name in SHARED:
+        assert overlay == "paper.json" or name not in read(overlay), name
+    assert not [text for text in values(read(overlay)) if isinstance(text, str) and text.startswith("%")]
+
+
+@pytest.mark.parametrize("overlay", ["paper.json", "multi_gpu_train.json"])
+def test_these_overlays_change_only_what_is_there(overlay):
     parsers = [ConfigParser(read(name)) for name in ("train.json", "inference.json")]
     for name in read(overlay):
-        parent = name.rpartition("#")[0] or name
-        assert any(parent in parser for parser in parsers) or name == "finalize", name
+        assert any(name.removeprefix("+") in parser for parser in parsers) or name == "finalize", name
+
+
+@pytest.mark.parametrize("path", ARGS, ids=lambda path: path.name)
+def test_args_files_name_a_run_id_of_their_files(path):
+    arguments = json.loads(path.read_text())
+    config = bundle_config(*(Path(file).name for file in arguments["config_file"]))
+    assert arguments["run_id"] in config and config["run"] == config[arguments["run_id"]]
+    assert any("check_options" in step["_target_"] for step in config["initialize"])
+
+
+def test_the_model_of_w000_is_not_trained_by_comparing():
+    config = bundle_config("train.json", "inference.json", "evaluate.json", "counterfactual.json")
+    assert config["training"] == ["$@pretrain#trainer.run()", "$@train#trainer.run()"]
+    assert config["drop_visits"] == ["w048"]
+    for name in ("counterfactual", "comparing", "run"):
+        assert "trainer" not in str(config[name])
+    assert config.get_parsed_content("weights_w000").endswith("model_w000.pt")
+
+
+@pytest.mark.parametrize("name, kind", [("train", "train"), ("inference", "infer")])
+def test_monai_finds_every_property_it_asks_for(name, kind, trial, tiny_weights, tmp_path, caplog):
+    file, places = str(ROOT / "configs" / f"{name}.json"), {"dataset_dir": str(trial), "output_dir": str(tmp_path)}
+    workflow = ConfigWorkflow(file, workflow_type=kind, logging_file=False, bundle_root=str(ROOT), **places)
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    created = create_workflow(config_file=file, workflow_type=kind, logging_file=False, bundle_root=str(ROOT), **places)
+    assert created.check_properties() == []
+    if kind == "train":
+        created.max_epochs = 3  # as programs that embed a bundle set it
+        created.initialize()
+        assert created.trainer.state.max_epochs == 3
+        assert len(created.parser.get_parsed_content("train#stage").loader) == 3 * 200
 
 
 def test_required_ids_of_monai_and_the_run_ids_are_there():
     train, inference = ConfigParser(read("train.json")), ConfigParser(read("inference.json"))
-    for name in ("bundle_root", "device", "dataset_dir", "network_def", "train#trainer", "train#dataset", "train#inferer"):
+    for name in (
+        "bundle_root",
+        "device",
+        "dataset_dir",
+        "network_def",
+        "train#trainer",
+        "train#dataset",
+        "train#inferer",
+    ):
         assert name in train, name
     assert isinstance(train["train#handlers"], list)
     for name in ("bundle_root", "device", "dataset_dir", "network_def", "evaluator", "dataset", "inferer"):
         assert name in inference, name
     for name in ("training", "pretraining", "finetuning"):
         assert name in train
+    assert train["run"] == train["training"]
     assert inference["run"] == inference["inference"]
     for name in ("case", "arm", "output_dir", "num_members", "num_steps", "guidance_scale", "seed", "member_batch"):
         assert name in inference, name
@@ -105,11 +157,10 @@ def test_paper_json_lies_over_both_and_builds_589_million_parameters(config):
 
 
 def test_metadata_obeys_its_schema_and_names_the_versions_in_use():
-    jsonschema = pytest.importorskip("jsonschema")
     metadata = read("metadata.json")
-    schema = ROOT.parent / "shared" / "schemas" / Path(metadata["schema"]).name
-    if schema.exists():
-        jsonschema.validate(metadata, json.loads(schema.read_text()))
+    jsonschema.validate(metadata, json.loads((ROOT / "tests" / "metadata_schema.json").read_text()))
     assert metadata["version"] in metadata["changelog"]
-    assert metadata["version"] == version("ms-net2-forecast")
+    assert metadata["version"] == bundle.__version__
+    changes = ROOT / "CHANGELOG.md"
+    assert not changes.exists() or bundle.__version__ in changes.read_text()
     assert version("monai").startswith(metadata["monai_version"].rpartition(".")[0])

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bundle.lesions import LesionRule, Placed, lesion_table, likely_sites, region_of, share_marking, voxel_volume_mm3
+from bundle.lesions import LesionRule, Volume, fraction_marking, lesion_table, region_of, voxel_volume_mm3
 
 SLAB = np.diag([2.0, 2.0, 3.0, 1.0])
 
@@ -79,7 +79,7 @@ def test_the_table_is_the_same_in_every_orientation():
     affine = SLAB.copy()
     affine[:3, 3] = (-10, 20, 5)
     drawn = mask((slice(1, 4), 2, 3), (8, 8, 0))
-    straight = lesion_table(Placed(LesionRule().label(drawn, affine), affine))
+    straight = lesion_table(Volume(LesionRule().label(drawn, affine), affine))
     assert [lesion.centroid_mm for lesion in straight] == [(-6, 24, 14), (6, 36, 5)]
     assert [lesion.volume_mm3 for lesion in straight] == pytest.approx([36, 12])
 
@@ -87,7 +87,7 @@ def test_the_table_is_the_same_in_every_orientation():
     turn[2, 0], turn[0, 1], turn[1, 2], turn[3, 3] = 1, -1, 1, 1
     turn[0, 3] = drawn.shape[0] - 1
     turned = drawn.transpose(2, 0, 1)[:, ::-1]
-    assert lesion_table(Placed(LesionRule().label(turned, affine @ turn), affine @ turn)) == straight
+    assert lesion_table(Volume(LesionRule().label(turned, affine @ turn), affine @ turn)) == straight
 
 
 def test_regions_are_those_of_most_labelled_voxels():
@@ -96,52 +96,25 @@ def test_regions_are_those_of_most_labelled_voxels():
     dseg[3:6] = 42
     dseg[9] = 999  # a label of no region
     points = np.argwhere(mask((slice(1, 6), 2, 2))) * [2, 2, 3]
-    assert region_of(points, Placed(dseg, SLAB)) == "cortex"
-    assert region_of(points[:3], Placed(dseg, SLAB)) == "cerebral white matter"
-    assert region_of(points + [12, 0, 0], Placed(dseg, SLAB)) is None
-    assert region_of(points + [0, 500, 0], Placed(dseg, SLAB)) is None
+    assert region_of(points, Volume(dseg, SLAB)) == "cortex"
+    assert region_of(points[:3], Volume(dseg, SLAB)) == "cerebral white matter"
+    assert region_of(points + [12, 0, 0], Volume(dseg, SLAB)) is None
+    assert region_of(points + [0, 500, 0], Volume(dseg, SLAB)) is None
 
 
-def test_a_lesions_probability_is_the_share_of_members_that_touch_it():
+def test_a_lesions_probability_is_the_fraction_of_members_that_touch_it():
     members = np.stack([mask((1, 1, 1)), mask((2, 1, 1)), mask((1, 1, 1), (2, 1, 1)), mask((8, 8, 4))])
     fine = np.diag([1.0, 1.0, 3.0, 1.0])  # each coarse voxel is two by two of these
     fine[:2, 3] = -0.5
     labels = LesionRule().label(mask((slice(2, 6), slice(2, 4), 1), shape=(20, 20, 5)), fine)
-    [lesion] = lesion_table(Placed(labels, fine), members=Placed(members, SLAB))
+    [lesion] = lesion_table(Volume(labels, fine), members=Volume(members, SLAB))
     assert lesion.probability == 0.75
-    assert share_marking(np.array([[4.0, 2.0, 3.0]]), Placed(members, SLAB)) == 0.5
-    assert share_marking(np.array([[-400.0, 2.0, 3.0]]), Placed(members, SLAB)) == 0
+    assert fraction_marking(np.array([[4.0, 2.0, 3.0]]), Volume(members, SLAB)) == 0.5
+    assert fraction_marking(np.array([[-400.0, 2.0, 3.0]]), Volume(members, SLAB)) == 0
 
 
 def test_the_table_puts_the_most_probable_first():
     members = np.stack([mask((1, 1, 1)), mask((1, 1, 1), (8, 8, 4))])
     labels = LesionRule().label(members.any(axis=0), SLAB)
-    table = lesion_table(Placed(labels, SLAB), members=Placed(members, SLAB))
+    table = lesion_table(Volume(labels, SLAB), members=Volume(members, SLAB))
     assert [lesion.probability for lesion in table] == [1, 0.5]
-
-
-def test_likely_sites_gather_members_that_agree_on_a_place_but_not_on_a_voxel():
-    shape = (80, 10, 5)
-    members = np.stack([mask((x, 5, 2), shape=shape) for x in (10, 11, 12)] + [mask((60, 5, 2), shape=shape)])
-    first, second = likely_sites(Placed(members.mean(axis=0), SLAB), Placed(members, SLAB))
-    assert (first.probability, first.peak_probability, first.centre_mm) == (0.75, 0.25, (22, 10, 6))
-    assert (second.probability, second.centre_mm) == (0.25, (120, 10, 6))
-
-
-def test_likely_sites_lie_where_the_heatmap_says_and_members_tell_how_likely():
-    shape = (80, 10, 5)
-    heatmap = np.zeros(shape)
-    heatmap[10, 5, 2], heatmap[40, 5, 2], heatmap[70, 5, 2] = 0.05, 0.04, 0.03
-    members = np.stack([mask((68, 5, 2), shape=shape), mask((12, 5, 2), (66, 5, 2), (25, 5, 2), shape=shape)])
-    sites = likely_sites(Placed(heatmap, SLAB), Placed(members, SLAB))
-    assert [(site.centre_mm[0], site.probability, site.peak_probability) for site in sites] == [(140, 1, 0.03), (20, 0.5, 0.05)]
-
-
-def test_likely_sites_are_apart_limited_and_none_where_nothing_is_marked():
-    members = np.random.default_rng(0).random((4, 40, 40, 5)) > 0.99
-    sites = likely_sites(Placed(members.mean(axis=0), SLAB), Placed(members, SLAB), limit=6)
-    centres = np.array([site.centre_mm for site in sites])
-    distances = np.linalg.norm(centres[:, None] - centres[None], axis=-1)
-    assert len(sites) == 6 and distances[np.triu_indices(6, 1)].min() > 20
-    nothing = np.zeros((4, 10, 10, 5), bool)
-    assert likely_sites(Placed(np.full((10, 10, 5), 0.1), SLAB), Placed(nothing, SLAB)) == []

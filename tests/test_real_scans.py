@@ -1,4 +1,4 @@
-"""Real patients of the Ljubljana databases: two FLAIR visits and a brain mask, and nothing else, as users often have."""
+"""Real patients of the Ljubljana databases: two FLAIR visits and a brain mask, as users often have."""
 
 import json
 import shutil
@@ -7,7 +7,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-
 from conftest import ROOT, TINY, start_bundle
 
 SCANS = ROOT.parent / "shared" / "openms" / "longitudinal"

@@ -1,13 +1,18 @@
-"""A BIDS data set of patients: where each scan lies (names in docs/README.md, "Bring your own data")."""
+"""A BIDS data set of patients: where each scan lies (names in docs/reference/bids.md)."""
 
-import csv
+import gzip
+import os
 import re
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from bundle.arms import arm_index
+from bundle.arms import NULL_ARM
+from bundle.data.tables import LABEL, arm_of, checked_arm, read_treatments
 from bundle.errors import InputError
 
 VISITS = ("w000", "w048", "w096")
@@ -23,7 +28,12 @@ _FILES = {  # folder and ending of each kind of volume
     "dseg": ("derivatives/synthseg", "dseg"),
 }
 _SUFFIXES = (".nii.gz", ".nii")
-_LABEL = re.compile(r"sub-[A-Za-z0-9]+")
+_OPTIONAL_ENTITY = re.compile(r"(acq|ce|rec|run)-[A-Za-z0-9]+")
+_LIKE_VOLUME = {"": "flair", "derivatives/lesions": "mask|lesion|label", "derivatives/brain": "mask|brain"}
+_SESSION = re.compile(r"ses-[A-Za-z0-9]+")
+_LIKE_PATIENT = re.compile(r"sub[-_ .].*|sub\d.*", re.IGNORECASE)
+_CHUNK = 1 << 20
+_NAMED = 5  # names in a warning; the rest is counted
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,8 @@ class Case:
         volumes: path by name, the names of `CONDITION` and `OUTCOME`.
         brain: brain mask by visit.
         dseg: FreeSurfer-labelled segmentation of the latest visit before the outcome that has one.
+        sessions: session label by visit, e.g. "ses-w000".
+        warnings: what is doubtful about the patient's entry in the data set.
     """
 
     id: str
@@ -45,130 +57,255 @@ class Case:
     volumes: Mapping[str, Path]
     brain: Mapping[str, Path]
     dseg: Path | None
+    sessions: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
 
-    def place(self, name: str) -> Path:
-        """Where the volume of that name belongs, whether it is there or not."""
-        stem = _stem(self.dataset_dir, self.id, name)
-        return stem.with_name(stem.name + _SUFFIXES[0])
+    def expected_path(self, name: str) -> Path:
+        """Where the volume of that name belongs, whether it exists or not."""
+        kind, visit = name.split("_")
+        session, (pipeline, ending) = self.sessions[visit], _FILES[kind]
+        return _folder(self.dataset_dir, pipeline, self.id, session) / f"{self.id}_{session}_{ending}{_SUFFIXES[0]}"
+
+    def existing_sessions(self) -> list[str]:
+        """Labels of the patient's sessions on disk, sorted."""
+        return sorted(path.name for path in _listed(self.dataset_dir / self.id) if _SESSION.fullmatch(path.name))
 
 
-def find_case(image: str | Path, dataset_dir: str | Path | None = None, arm: Any = None) -> Case:
+def find_case(
+    image: str | Path,
+    dataset_dir: str | Path | None = None,
+    arm: Any = None,
+    visits: Mapping[str, str] | None = None,
+) -> Case:
     """The patient that `image` belongs to.
+
+    A file may carry the BIDS entities acq-, ce-, rec- and run- where exactly one file fits.
 
     Args:
         image: the patient's folder (`.../sub-X`, also inside derivatives), any file below it, or, together with
             `dataset_dir`, a participant label ("sub-X" or "X").
-        dataset_dir: root of the data set; the folder that holds sub-X (and derivatives) if not given.
+        dataset_dir: root of the data set, outside which nothing is read. If not given, the folder that holds sub-X;
+            of a folder inside derivatives that holds no FLAIR, the data set that it was derived from.
         arm: what `bundle.arms.arm_index` takes; `None` or an empty list asks participants.tsv.
+        visits: session label of each visit that is not named so, e.g. {"w000": "ses-01", "w048": "ses-02"}.
 
     Raises:
-        InputError: no such patient, or an arm that is none of the seven.
+        InputError: no such patient, an arm that is none of the seven, or several files fit one volume.
     """
-    folder = _patient_folder(Path(image), None if dataset_dir is None else Path(dataset_dir))
+    sessions = session_labels(visits)
+    with _readable(image):
+        folder = _patient_folder(Path(str(image)), None if dataset_dir is None else Path(str(dataset_dir)))
     case, root = folder.name, folder.parent
+    warnings: tuple[str, ...] = ()
     if arm is None or arm == []:  # one wrong row of the table leaves the other patients usable
-        arm = checked_arm(read_treatments(root).get(case), "or n/a", case=case, file=_participants(root))
+        arm = arm_of(root, case)
+        if arm is None:
+            arm, warnings = NULL_ARM, ("not listed in participants.tsv: the treatment is taken as unknown",)
     else:
         arm = checked_arm(arm, "correct the arm of this request", case=case)
-    volumes = {name: path for name in CONDITION + OUTCOME if (path := _existing(_stem(root, case, name)))}
-    brain = {visit: path for visit in VISITS if (path := _existing(_stem(root, case, f"brain_{visit}")))}
-    dsegs = [path for visit in ("w048", "w000") if (path := _existing(_stem(root, case, f"dseg_{visit}")))]
-    return Case(case, root, arm, volumes, brain, dsegs[0] if dsegs else None)
+
+    def found(kind: str, visit: str) -> Path | None:
+        return _only(_matching(root, case, sessions[visit], kind), case)
+
+    with _readable(folder, case):
+        volumes = {name: path for name in CONDITION + OUTCOME if (path := found(*name.split("_")))}
+        brain = {visit: path for visit in VISITS if (path := found("brain", visit))}
+        dsegs = [path for visit in ("w048", "w000") if (path := found("dseg", visit))]
+    return Case(case, root, arm, volumes, brain, dsegs[0] if dsegs else None, sessions, warnings)
+
+
+def session_labels(visits: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Session label by visit: "ses-<visit>" but for those that are mapped.
+
+    Raises:
+        InputError: not a mapping of visits to different session labels.
+    """
+    fix = "give --visits as \"{'w000':'ses-01','w048':'ses-02'}\""
+    if visits is not None and not isinstance(visits, Mapping):
+        raise InputError(f"visits {visits!r} is not a mapping", fix)
+    sessions = {visit: f"ses-{visit}" for visit in VISITS}
+    for visit, label in (visits or {}).items():
+        if visit not in VISITS:
+            raise InputError(f"visits names {visit!r}, which is none of {', '.join(VISITS)}", fix)
+        sessions[visit] = f"ses-{str(label).removeprefix('ses-')}"
+        if not _SESSION.fullmatch(sessions[visit]):
+            raise InputError(f"visits names the session {label!r}", fix)
+    if len(set(sessions.values())) < len(VISITS):
+        raise InputError("visits maps two visits to one session", fix)
+    return sessions
+
+
+def fingerprint(case: Case) -> list[tuple[str, int, int]]:
+    """(name, bytes, modification time in ns) of each file of a patient; changes when one is replaced.
+
+    A simulated patient's truth is one of them.
+    """
+    files = [case.volumes[name] for name in sorted(case.volumes)] + [case.brain[visit] for visit in sorted(case.brain)]
+    files += [case.dseg] if case.dseg else []
+    files += sorted((case.dataset_dir / "derivatives" / "truth" / case.id).glob("*.json"))
+    return [(path.name, (state := path.stat()).st_size, state.st_mtime_ns) for path in files]
 
 
 def list_cases(dataset_dir: str | Path) -> list[str]:
     """Participant labels that have a folder, sorted.
 
     Raises:
-        InputError: the data set has none.
+        InputError: the data set has none, or cannot be read.
     """
-    root = Path(dataset_dir)
-    cases = sorted(path.name for path in root.glob("sub-*") if path.is_dir() and _LABEL.fullmatch(path.name))
+    root = Path(str(dataset_dir))
+    folders = _patient_like_folders(root)
+    cases = [name for name in folders if LABEL.fullmatch(name)]
     if not cases:
-        raise InputError("no sub-* folder", "give the root of a BIDS data set", file=root)
+        problem = f"no sub-* folder (skipped: {_names(folders)})" if folders else "no sub-* folder"
+        raise InputError(problem, "give the root of a BIDS data set", file=root)
     return cases
 
 
-def checked_arm(arm: Any, mend: str, *, case: str = "", file: str | Path = "") -> int:
-    """Class index of whatever `bundle.arms.arm_index` takes.
+def dataset_warnings(dataset_dir: str | Path) -> list[str]:
+    """What a data set holds that will not be used as its owner may expect, one line each.
 
     Raises:
-        InputError: an unknown arm.
+        InputError: it, or its participants.tsv, cannot be read.
     """
-    try:
-        return arm_index(arm)
-    except ValueError as error:
-        raise InputError(str(error), mend, case=case, file=file) from error
+    root = Path(str(dataset_dir))
+    folders, listed = _patient_like_folders(root), read_treatments(root)
+    skipped = [name for name in folders if not LABEL.fullmatch(name)]
+    unlisted = [name for name in folders if LABEL.fullmatch(name) and name not in listed] if listed else []
+    warnings = []
+    if skipped:
+        warnings.append(f"{root}: skipped {_names(skipped)}; patients' folders are named sub-<letters and digits>")
+    if unlisted:
+        warnings.append(f"{root}: not in participants.tsv: {_names(unlisted)}; their treatment is taken as unknown")
+    return warnings
 
 
-def read_participants(dataset_dir: str | Path) -> dict[str, int]:
-    """Class index of the arm by participant, from participants.tsv; empty if there is no such file.
+def ignored_files(case: Case) -> list[str]:
+    """Files of a patient that look like scans or masks of a visit but are not named as such, as at most one line.
 
-    Raises:
-        InputError: as `read_treatments`, or an unknown arm.
+    Returns:
+        [] or [text].
     """
-    treatments, path = read_treatments(dataset_dir), _participants(Path(dataset_dir))
-    return {case: checked_arm(arm, "or n/a", case=case, file=path) for case, arm in treatments.items()}
-
-
-def read_treatments(dataset_dir: str | Path) -> dict[str, str]:
-    """The column treatment_arm of participants.tsv as it is written, by participant; empty if there is no such file.
-
-    Raises:
-        InputError: a column is missing, or a label is not sub-<letters and digits> or is there twice.
-    """
-    path = _participants(Path(dataset_dir))
-    if not path.is_file():
-        return {}
-    arms: dict[str, str] = {}
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file, delimiter="\t")
-            for column in ("participant_id", "treatment_arm"):
-                if column not in (rows.fieldnames or ()):
-                    raise InputError(
-                        f"no column {column}", "name it so in the first line; columns are tab-separated", file=path
-                    )
-            for row in rows:
-                case = (row["participant_id"] or "").strip()
-                if not _LABEL.fullmatch(case):
-                    raise InputError(f"participant_id {case!r}", "write sub-<letters and digits>", file=path)
-                if case in arms:
-                    raise InputError("listed twice", "keep one of the lines", case=case, file=path)
-                arms[case] = row["treatment_arm"]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError("not a table of text", "save it as tab-separated UTF-8", file=path) from error
-    return arms
-
-
-def _participants(root: Path) -> Path:
-    return root / "participants.tsv"
+    root, ignored = case.dataset_dir, []
+    with _readable(root / case.id, case.id):
+        elsewhere = set(case.existing_sessions()) - set(case.sessions.values())
+        for pipeline, like in _LIKE_VOLUME.items():
+            folder = root / pipeline / case.id
+            kinds = [kind for kind, (of, _) in _FILES.items() if of == pipeline]
+            sessions = [path.name for path in _listed(folder)]
+            named = {path for kind in kinds for session in sessions for path in _matching(root, case.id, session, kind)}
+            for path in sorted(set(folder.rglob("*.nii*")) - named):
+                inside = path.relative_to(folder)
+                if inside.parts[0] not in elsewhere and re.search(like, path.name.lower()):
+                    ignored.append(str(Path(pipeline, case.id) / inside))
+    if not ignored:
+        return []
+    endings = ", ".join(ending for kind, (_, ending) in _FILES.items() if kind != "dseg")
+    return [f"ignored {_names(ignored)}: names are {case.id}_<session>_ and one of {endings}, in <session>/anat"]
 
 
 def _patient_folder(image: Path, dataset_dir: Path | None) -> Path:
     """The folder <root>/sub-X of the patient."""
-    if dataset_dir is not None and not image.exists():
+    if dataset_dir is not None and image.name == str(image):
         for name in (image.name, f"sub-{image.name}"):
-            if _LABEL.fullmatch(name) and (dataset_dir / name).is_dir():
+            if LABEL.fullmatch(name) and (dataset_dir / name).is_dir():
                 return dataset_dir / name
-        raise InputError(f"no patient {image.name!r}", "name a folder sub-* of the data set", file=dataset_dir)
     if not image.exists():
-        raise InputError("not found", "give a patient's folder or a file in it", file=image)
-    image = image.absolute()
-    for folder in (image, *image.parents):
-        if _LABEL.fullmatch(folder.name) and folder.is_dir():
-            # <root>/derivatives/<pipeline>/sub-X
-            root = folder.parents[2] if folder.parents[1].name == "derivatives" else folder.parent
-            return (root if dataset_dir is None else dataset_dir) / folder.name
-    raise InputError("not inside a folder sub-*", "arrange the scans in BIDS", file=image)
+        if dataset_dir is None:
+            raise InputError("not found", "give a patient's folder or a file in it", file=image)
+        raise InputError(f"no patient {image.name!r}", "name a folder sub-* of the data set", file=dataset_dir)
+    image = Path(os.path.abspath(image))
+    folder = next((path for path in (image, *image.parents) if LABEL.fullmatch(path.name) and path.is_dir()), None)
+    if folder is None:
+        raise InputError("not inside a folder sub-*", "arrange the scans in BIDS", file=image)
+    holds_flair = any(_matching(folder.parent, folder.name, path.name, "flair") for path in _listed(folder))
+    if dataset_dir is not None:
+        root = Path(os.path.abspath(dataset_dir))
+        if folder.parent != root and (holds_flair or root not in folder.parents):
+            raise InputError(f"not a patient of {dataset_dir}", "give its own dataset_dir", file=folder)
+        return dataset_dir / folder.name
+    derived = "derivatives" in folder.parts[-3:-2]  # <root>/derivatives/<pipeline>/sub-X
+    return (folder.parents[2] if derived and not holds_flair else folder.parent) / folder.name
 
 
-def _stem(root: Path, case: str, name: str) -> Path:
-    """The file of a volume, without .nii.gz."""
-    kind, visit = name.split("_")
-    pipeline, suffix = _FILES[kind]
-    return root / pipeline / case / f"ses-{visit}" / "anat" / f"{case}_ses-{visit}_{suffix}"
+def _folder(root: Path, pipeline: str, case: str, session: str) -> Path:
+    return root / pipeline / case / session / "anat"
 
 
-def _existing(stem: Path) -> Path | None:
-    return next((path for suffix in _SUFFIXES if (path := stem.with_name(stem.name + suffix)).is_file()), None)
+def _matching(root: Path, case: str, session: str, kind: str) -> list[Path]:
+    """Files that fit a volume, sorted."""
+    pipeline, ending = _FILES[kind]
+    *required, suffix = ending.split("_")
+    found = []
+    for path in _listed(_folder(root, pipeline, case, session)):
+        stem = _stem(path.name)
+        if stem is None or not stem.startswith(f"{case}_{session}_"):
+            continue
+        *entities, last = stem.split("_")[2:]
+        optional = [_OPTIONAL_ENTITY.fullmatch(entity) for entity in entities if entity not in required]
+        accepted = all(optional) and len({entity[1] for entity in optional}) == len(optional)
+        if last == suffix and set(required) <= set(entities) and accepted and path.is_file():
+            found.append(path)
+    return found
+
+
+def _only(paths: list[Path], case: str) -> Path | None:
+    """The one file that fits a volume; the compressed one where both are there and hold the same bytes."""
+    if len({_stem(path.name) for path in paths}) > 1:
+        problem = f"several files fit: {', '.join(path.name for path in paths)}"
+        raise InputError(problem, "keep one of them", case=case, file=paths[0].parent)
+    if len(paths) == 2 and not _same_content(*paths):
+        problem = f"differs from {paths[1].name}"
+        raise InputError(problem, "keep the right one of them", case=case, file=paths[0])
+    return next((path for path in paths if path.suffix == ".gz"), paths[0] if paths else None)
+
+
+def _same_content(*paths: Path) -> bool:
+    plain, packed = sorted(paths, key=lambda path: path.suffix == ".gz")
+    try:
+        with plain.open("rb") as one, gzip.open(packed) as other:
+            chunks = (iter(lambda file=file: file.read(_CHUNK), b"") for file in (one, other))
+            return all(a == b for a, b in zip_longest(*chunks))
+    except (OSError, EOFError, zlib.error):
+        return False
+
+
+def _stem(name: str) -> str | None:
+    """A file's name without .nii.gz or .nii; None if it has neither."""
+    return next((name.removesuffix(suffix) for suffix in _SUFFIXES if name.endswith(suffix)), None)
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What a folder holds, sorted; nothing if it does not exist.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    with _readable(folder):
+        return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+@contextmanager
+def _readable(path: str | Path, case: str = "") -> Iterator[None]:
+    """Turns what the operating system says of a path, e.g. of its rights or length, into one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        problem = f"cannot be read: {getattr(error, 'strerror', None) or error}"
+        raise InputError(problem, "check its name and rights", case=case, file=_shortened(path)) from error
+
+
+def _shortened(path: str | Path) -> str:
+    text = str(path)
+    return text if len(text) <= 200 else f"{text[:100]}...{text[-60:]}"
+
+
+def _patient_like_folders(root: Path) -> list[str]:
+    with _readable(root):
+        return [path.name for path in _listed(root) if _LIKE_PATIENT.fullmatch(path.name) and path.is_dir()]
+
+
+def _names(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

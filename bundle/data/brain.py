@@ -1,11 +1,12 @@
-"""A brain mask for patients who come without one."""
+"""A brain mask for patients without one."""
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 _COARSE_MM = 3.0
 _NECK_MM = 5.0  # half the width of the bridges (muscles, vessels, nerves) that are cut between brain and head
-_FURROW_MM = 10.0  # half the width of the dark fluid (ventricles, fissures) that belongs to the brain
+_FURROW_MM = 10.0  # half the width of the dark fluid (ventricles, fissures) inside the brain
 _STRIPPED = 1.5  # a scan whose non-zero voxels are at most this much more than the brain found in it holds nothing else
 
 
@@ -22,34 +23,21 @@ def estimate_brain(flair: np.ndarray, affine: np.ndarray) -> np.ndarray:
     Returns:
         (X, Y, Z) bool; empty if nothing was found.
     """
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    from skimage.filters import threshold_otsu  # here, as a patient with a brain mask does not need it
+    from skimage.measure import label
+
+    spacing = voxel_sizes(affine)
     zoom = np.minimum(spacing / _COARSE_MM, 1)
     coarse = ndimage.zoom(flair, zoom, order=1, grid_mode=True, mode="nearest")
     spacing = spacing * flair.shape / coarse.shape
-    bright = coarse > _otsu(coarse[coarse > 0])
-    core = _largest(ndimage.distance_transform_edt(bright, sampling=spacing) > _NECK_MM)
-    if not core.any():
+    bright = coarse > threshold_otsu(coarse[coarse > 0]) if coarse.any() else coarse > 0
+    parts = label(ndimage.distance_transform_edt(bright, sampling=spacing) > _NECK_MM, connectivity=1)
+    if not parts.any():
         return np.zeros(flair.shape, bool)
+    core = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
     grown = ndimage.distance_transform_edt(~core, sampling=spacing) <= _NECK_MM + _FURROW_MM
     brain = ndimage.distance_transform_edt(ndimage.binary_fill_holes(grown), sampling=spacing) > _FURROW_MM
     if np.count_nonzero(coarse > 0) <= _STRIPPED * np.count_nonzero(brain):
         return flair > 0
     index = np.ix_(*[np.minimum((np.arange(n) * m) // n, m - 1) for n, m in zip(flair.shape, brain.shape)])
     return brain[index]
-
-
-def _otsu(values: np.ndarray) -> float:
-    """The threshold with the greatest variance between the two classes (Otsu, 1979)."""
-    counts, edges = np.histogram(values, bins=256)
-    middles = (edges[:-1] + edges[1:]) / 2
-    below, mean_below = np.cumsum(counts), np.cumsum(counts * middles)
-    above = below[-1] - below
-    with np.errstate(divide="ignore", invalid="ignore"):
-        between = below * above * (mean_below / below - (mean_below[-1] - mean_below) / above) ** 2
-    return float(edges[1 + np.argmax(np.nan_to_num(between))])
-
-
-def _largest(mask: np.ndarray) -> np.ndarray:
-    """The largest 6-connected component."""
-    labels, count = ndimage.label(mask)
-    return labels == 1 + np.argmax(np.bincount(labels.ravel())[1:]) if count else mask

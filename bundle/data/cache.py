@@ -1,32 +1,33 @@
-"""Patients on the slab, kept on disk, so that training decodes each NIfTI file once."""
+"""Patients on the slab, cached on disk, so that training decodes each NIfTI file once."""
 
 import hashlib
-import os
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from monai.data import Dataset
-from torch.utils.data import DataLoader
-from tqdm import tqdm
+from torch import Tensor
 
-from bundle.arms import arm_index
 from bundle.data.bids import CONDITION, OUTCOME, Case, find_case
 from bundle.data.grid import SlabGrid
+from bundle.data.tables import checked_arm
 from bundle.data.transforms import CompactCased, LoadCased, expand_case
 from bundle.errors import InputError
 from bundle.files import written_whole
 
-_VERSION = 1  # raise it when LoadCased or CompactCased come to give other numbers
+_VERSION = 1  # increase it when a change makes LoadCased or CompactCased return other numbers
 
 
 class CachedCases(Dataset):
     """Items of a datalist as tensors; what does not depend on chance or on the item's labels comes from `cache_dir`.
 
-    MONAI's PersistentDataset has the same aim, but moves its files over from the system's temporary folder: killed in
-    between it leaves half a file, which the next run cannot load. Here a file appears whole or not at all, and its name
-    depends on the scans (name, size, time), the grid and the visits: whatever changes is read again.
+    MONAI's PersistentDataset has the same purpose, but moves its files from the system's temporary folder: killed in
+    between it leaves half a file, which the next run cannot load. Here a file appears complete or not at all, and its
+    name depends on the scans (name, size, time), the grid, the visits and their sessions: after any change the scans
+    are read again, as they are where a file is damaged.
 
     Args:
         items: dictionaries of `bundle.data.datalist.load_split` or `balanced_subset`.
@@ -49,22 +50,44 @@ class CachedCases(Dataset):
 
     def _transform(self, index: int) -> dict[str, Any]:
         item = self.data[index]
-        arm = arm_index(item.get("arm"))
-        case = find_case(item["image"], arm=arm)
+        arm = checked_arm(item.get("arm"), "correct the datalist", case=str(item.get("case", "")))
+        case = find_case(item["image"], item.get("dataset_dir"), arm, self.load.visits)
         file = self.cache_dir / f"{case.id}_{self._key(case)}.pt"
-        if not file.is_file():
-            compact = self.compact(self.load({"image": item["image"], "arm": arm}))
-            with written_whole(file) as stream:
-                torch.save(compact, stream)
+        compact = self._cached(file)
+        if compact is None:
+            compact = self.compact(self.load(item | {"arm": arm}))
+            try:
+                with written_whole(file) as stream:
+                    torch.save(compact, stream)
+            except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
+                raise InputError(f"cannot be written: {error}", "make room for the cache", file=file) from error
         labels = {"arm": arm, "active": bool(item["active"]), "weight": float(item.get("weight", 1)), "case": case.id}
-        return expand_case(torch.load(file, weights_only=True), arm) | labels
+        return expand_case(compact, arm) | labels
+
+    def _cached(self, file: Path) -> dict[str, Tensor] | None:
+        """The content of a cache file; None if there is no such file or it is damaged."""
+        if not file.is_file():
+            return None
+        try:
+            compact = torch.load(file, weights_only=True)
+            flairs, masks = (len(compact[name]) for name in ("flair", "masks"))
+            shapes = {tuple(compact[name].shape[1:]) for name in ("flair", "masks")}
+        except Exception:  # torch.load raises almost anything on a file that is not its own
+            return None
+        return compact if (flairs, masks) in ((2, 5), (3, 6)) and shapes == {self.load.grid.shape} else None
 
     def _key(self, case: Case) -> str:
         paths = [case.volumes.get(name) for name in CONDITION + OUTCOME]
         paths += [case.brain[visit] for visit in sorted(case.brain)]
-        files = [path and (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-        recipe = (_VERSION, self.load.grid, self.load.drop_visits, files)
-        return hashlib.sha256(repr(recipe).encode()).hexdigest()[:20]
+        recipe = {
+            "version": _VERSION,
+            "grid": asdict(self.load.grid),
+            "with_outcome": self.load.with_outcome,
+            "drop_visits": self.load.drop_visits,
+            "sessions": dict(case.sessions),
+            "files": [path and (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths],
+        }
+        return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:20]
 
 
 def cached_dataset(
@@ -73,35 +96,8 @@ def cached_dataset(
     cache_dir: str | Path,
     *,
     drop_visits: Sequence[str] = (),
+    visits: Mapping[str, str] | None = None,
 ) -> CachedCases:
     """The training data set on a grid; see `CachedCases`."""
-    load = LoadCased(grid=grid, with_outcome=True, drop_visits=drop_visits)
+    load = LoadCased(grid=grid, with_outcome=True, drop_visits=drop_visits, visits=visits)
     return CachedCases(items, load, cache_dir)
-
-
-def fill_cache(dataset: CachedCases, workers: int | None = None) -> None:
-    """Reads every patient once, in parallel, with a progress bar; those already cached cost milliseconds.
-
-    Args:
-        workers: processes; all cores if not given, 0 reads in this process.
-
-    Raises:
-        InputError: some patients cannot be read; all others are cached by then.
-    """
-    workers = os.cpu_count() or 1 if workers is None else workers
-    loader = DataLoader(_Readings(dataset), batch_size=None, num_workers=workers)
-    told = [error for error in tqdm(loader, desc="reading scans", unit="patient") if error]
-    if told:
-        problem = f"{len(told)} of {len(dataset)} patients cannot be read, the first: {told[0]}"
-        raise InputError(problem, "repair them or take them out of the datalist")
-
-
-class _Readings(Dataset):
-    """Caches a patient and gives what was wrong, "" if nothing: text crosses processes, an InputError does not."""
-
-    def _transform(self, index: int) -> str:
-        try:
-            self.data[index]
-        except InputError as error:
-            return str(error)
-        return ""

@@ -1,8 +1,8 @@
 """The split of a data set into training, validation and test (a MONAI datalist), and the balanced subset of stage 2."""
 
 import json
-import warnings
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,80 +10,123 @@ import numpy as np
 from tqdm import tqdm
 
 from bundle.arms import CLASSES, NULL_ARM
-from bundle.data.bids import Case, find_case, list_cases, read_participants
+from bundle.data.bids import Case, find_case, list_cases
+from bundle.data.tables import checked_arm, read_participants
 from bundle.data.volumes import read_mask
-from bundle.errors import InputError
+from bundle.errors import InputError, warn
 from bundle.files import written_whole
 
 SPLITS = ("training", "validation", "test")
-_SHARE = 0.1  # of the patients for validation, and as many for test
 
 
-def make_datalist(dataset_dir: str | Path, seed: int = 0) -> dict[str, Any]:
-    """80 / 10 / 10 % of the patients, each arm in the same proportion, each patient in one split.
+def make_datalist(
+    dataset_dir: str | Path,
+    seed: int = 0,
+    *,
+    validation: float = 0.1,
+    test: float = 0.1,
+    visits: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Training, validation and test patients, each arm and activity in the same proportion, each patient in one split.
 
     Patients without FLAIR at w000 and w048 are left out (listed under "left_out"). From three patients on no split is
-    empty.
+    empty, unless its fraction is 0.
 
     Args:
         dataset_dir: a BIDS data set.
         seed: other numbers give other splits.
+        validation, test: fractions of the patients, together less than 1.
+        visits: session label by visit, see `bundle.data.bids.find_case`.
 
     Returns:
         "training", "validation", "test": items {"image": the patient's folder in the data set, "case", "arm": name,
         "active": whether NET2 at w096 has a voxel, null if that is not known}.
+
+    Raises:
+        InputError: no data set, or fractions or a seed that are out of range.
     """
-    root = Path(dataset_dir)
+    fractions = (validation, test)
+    if any(isinstance(x, bool) or not isinstance(x, (int, float)) or not 0 <= x < 1 for x in fractions):
+        raise InputError(f"fractions {fractions} are not in [0, 1)", "correct --validation or --test")
+    if sum(fractions) >= 1:
+        raise InputError(f"fractions {fractions} leave nobody for training", "correct --validation or --test")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InputError(f"seed={seed} is not a whole number of at least 0", "correct --seed")
+    root = Path(str(dataset_dir))
     arms = read_participants(root)
-    cases = [find_case(root / name, arm=arms.get(name, NULL_ARM)) for name in list_cases(root)]
+    cases = [find_case(name, root, arms.get(name, NULL_ARM), visits) for name in list_cases(root)]
     complete = [{"flair_w000", "flair_w048"} <= set(case.volumes) for case in cases]
     usable = [case for case, is_complete in zip(cases, complete) if is_complete]
     left_out = [case.id for case, is_complete in zip(cases, complete) if not is_complete]
+    active = [_active(case) for case in tqdm(usable, desc="reading outcomes", unit="patient")]
     datalist: dict[str, Any] = {"name": root.name, "seed": seed, "left_out": left_out} | {split: [] for split in SPLITS}
-    splits = _splits([case.arm for case in usable], seed)
-    for case, split in zip(tqdm(usable, desc="reading outcomes", unit="patient"), splits):
-        item = {"image": case.id, "case": case.id, "arm": CLASSES[case.arm], "active": _active(case)}
-        datalist[split].append(item)
+    strata = [(case.arm, (None, False, True).index(outcome)) for case, outcome in zip(usable, active)]
+    for case, outcome, split in zip(usable, active, _splits(strata, seed, fractions)):
+        datalist[split].append({"image": case.id, "case": case.id, "arm": CLASSES[case.arm], "active": outcome})
     return datalist
 
 
-def load_split(dataset_dir: str | Path, split: str, datalist: str | Path | None = None) -> list[dict[str, Any]]:
-    """Items of one split, "image" as absolute path.
+def load_split(
+    dataset_dir: str | Path,
+    split: str,
+    datalist: str | Path | None = None,
+    visits: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
+    """Items of one split, "image" as absolute path, with their "dataset_dir".
 
     Args:
         dataset_dir: a BIDS data set.
         split: "training", "validation", "test", or "all" of them.
         datalist: a file of `scripts.make_datalist`; `<dataset_dir>/datalist.json` if not given, which is made, with
             seed 0, if absent. Training needs those of the items whose outcome is known: `with_outcome`.
+        visits: session label by visit, should the datalist have to be made.
 
     Raises:
-        InputError: the file is not a datalist, or has no such split.
+        InputError: the file is not a datalist, has no such split, or names a patient outside the data set.
     """
-    root = Path(dataset_dir).absolute()
-    path = root / "datalist.json" if datalist is None else Path(datalist)
+    root = Path(str(dataset_dir)).absolute()
+    path = root / "datalist.json" if datalist is None else Path(str(datalist))
     if datalist is None and not path.is_file():
-        write_datalist(make_datalist(root), path)
+        write_datalist(make_datalist(root, visits=visits), path)
     try:
         content = json.loads(path.read_text())
         names = SPLITS if split == "all" else [split]
-        items = [item | {"image": str(root / item["image"])} for name in names for item in content[name]]
-        listed = {item["case"] for name in SPLITS for item in content.get(name, ())} | set(content.get("left_out", ()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        listed = {name: list(content[name]) for name in names}
+        known = {str(item) for item in content.get("left_out") or ()}
+        for name in SPLITS:
+            known |= {str(item.get("case")) for item in content.get(name) or () if isinstance(item, dict)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"no datalist with {split!r} in it", "make it with scripts.make_datalist", file=path
         ) from error
-    if datalist is None and (new := set(list_cases(root)) - listed):
-        warnings.warn(f"{path}: {len(new)} patients came later; scripts.make_datalist makes it anew", stacklevel=2)
+    items = [_checked_item(item, root, path) for name in names for item in listed[name]]
+    if datalist is None and (new := set(list_cases(root)) - known):
+        warn(f"{path}: {len(new)} patients were added later; scripts.make_datalist renews it")
     return items
 
 
+def _checked_item(item: Any, root: Path, path: Path) -> dict[str, Any]:
+    """An item of a datalist, its image as an absolute path inside the data set."""
+    fix = "make it with scripts.make_datalist"
+    if not isinstance(item, dict) or not all(isinstance(item.get(name), str) for name in ("image", "case")):
+        raise InputError(f"the item {item!r:.100} has no image or no case", fix, file=path)
+    case = item["case"]
+    if item.get("active") not in (True, False, None):
+        raise InputError(f"active is {item['active']!r:.50}", "write true, false or null", case=case, file=path)
+    checked_arm(item.get("arm"), "correct the datalist", case=case, file=path)
+    image = Path(os.path.abspath(root / item["image"]))
+    if root not in image.parents:
+        raise InputError(f"{item['image']!r:.100} lies outside the data set", fix, case=case, file=path)
+    return item | {"image": str(image), "dataset_dir": str(root)}
+
+
 def write_datalist(datalist: dict[str, Any], path: Path) -> None:
-    """Writes JSON; the file appears whole or not at all."""
+    """Writes JSON; the file appears complete or not at all."""
     try:
         with written_whole(path) as stream:
             stream.write(json.dumps(datalist, indent=1).encode())
     except OSError as error:
-        raise InputError("cannot be written", "choose another place: scripts.make_datalist --out", file=path) from error
+        raise InputError("cannot be written", "choose another file: scripts.make_datalist --out", file=path) from error
 
 
 def with_outcome(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -94,9 +137,9 @@ def with_outcome(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def balanced_subset(items: Sequence[dict[str, Any]], seed: int = 0) -> list[dict[str, Any]]:
     """As many active as inactive patients (Favero et al. 2025, section 2): all of the rarer kind, a draw of the other.
 
-    The draw is over all arms together, as in the paper. Each item gets a "weight" that undoes it: the drawn kind weighs
-    (all of it) / (drawn), the other 1, scaled to mean 1. A loss so weighted has the expectation of the unbalanced one,
-    so that probabilities stay calibrated; the paper does not weight.
+    The draw is over all arms together, as in the paper. Each item gets a "weight" that compensates for it: (all of the
+    drawn kind) / (drawn) for the drawn kind, 1 for the other, scaled to mean 1. A loss so weighted has the expectation
+    of the unbalanced one, so that probabilities stay calibrated; the paper does not weight.
 
     Args:
         items: of one split, "active" known; those where it is null are left out.
@@ -116,19 +159,22 @@ def balanced_subset(items: Sequence[dict[str, Any]], seed: int = 0) -> list[dict
     return sorted(subset, key=lambda item: item["case"])
 
 
-def _splits(arms: Sequence[int], seed: int) -> list[str]:
-    """The split of each patient: in order of arm, shuffled within, each n-th for validation and each n-th for test."""
-    total = len(arms)
+def _splits(strata: Sequence[tuple[int, ...]], seed: int, fractions: tuple[float, float]) -> list[str]:
+    """The split of each patient: ordered by stratum, shuffled within, evenly spaced patients are held out."""
+    total = len(strata)
     order = np.random.default_rng(seed).permutation(total)
-    order = order[np.argsort(np.asarray(arms)[order], kind="stable")]
-    held_out = max(round(_SHARE * total), 1) if total >= 3 else 0
+    order = sorted(order, key=lambda index: strata[index])
     splits = ["training"] * total
-    for k in range(held_out):
-        splits[order[int((k + 0.25) * total / held_out)]] = "validation"
-        splits[order[int((k + 0.75) * total / held_out)]] = "test"
+    free = order
+    for split, fraction, offset in zip(SPLITS[1:], fractions, (0.25, 0.75)):
+        held_out = max(round(fraction * total), 1) if total >= 3 and fraction else 0
+        chosen = [free[int((k + offset) * len(free) / held_out)] for k in range(held_out)]
+        for index in chosen:
+            splits[index] = split
+        free = [index for index in free if splits[index] == "training"]
     return splits
 
 
 def _active(case: Case) -> bool | None:
     path = case.volumes.get("net2_w096")
-    return bool(read_mask(path, case.id).data.any()) if path and "flair_w096" in case.volumes else None
+    return bool(read_mask(path, case.id).values.any()) if path and "flair_w096" in case.volumes else None

@@ -1,13 +1,15 @@
-"""The slab that the networks see, and the way between it and a scan's own grid."""
+"""The slab that the networks see, and the resampling between it and a scan's own grid."""
 
 from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import apply_affine, voxel_sizes
 from scipy import ndimage
 
-_WHOLE = 1e-5  # an index this near a whole number is one: affines come from float32 headers
+_INTEGER = 1e-5  # an index this near an integer is one: affines come from float32 headers
 _UNTILTED = 0.05  # voxels; a tilt that adds less to a cell's extent needs no more points
+_MAX_POINTS = 2**27  # of a slab: half a gigabyte as float32
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,12 @@ class SlabGrid:
 
 
 def slab_centre(brain: np.ndarray, affine: np.ndarray, grid: SlabGrid) -> np.ndarray:
-    """Where to lay the slab: at the height where it holds most brain, in plane around the brain there.
+    """Centre of the slab: at the height where it holds most brain, in plane around the brain there.
 
-    In MNI space this is z = -17.5 to 27.5 mm: the lateral ventricles and the white matter around them. It asks nothing
-    of how far a scan reaches: an acquisition of just the slab's slices gets exactly these, brainstem does not pull.
-    The slab's corner is put on a corner of the scan's voxels, so that cells hold whole voxels wherever the sizes allow.
+    In MNI space this is z = -17.5 to 27.5 mm: the lateral ventricles and the white matter around them. It does not
+    depend on the extent of a scan: of an acquisition of just the slab's slices it takes exactly these, and the
+    brainstem has no influence. The slab's corner lies on a corner of the scan's voxels, so that cells hold whole voxels
+    wherever the sizes allow.
 
     Args:
         brain: (X, Y, Z) bool, at least one voxel set.
@@ -57,7 +60,7 @@ def slab_centre(brain: np.ndarray, affine: np.ndarray, grid: SlabGrid) -> np.nda
         (3,) the slab's middle in world millimetres.
     """
     world_axis = nib.io_orientation(affine)[:, 0].astype(int)  # of each voxel axis
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    spacing = voxel_sizes(affine)
     extent = grid.size_mm[world_axis] / spacing  # of the slab, in voxels of the scan
     up = int(np.flatnonzero(world_axis == 2)[0])
     low = np.empty(3)  # the slab's low corner in voxels; voxel i reaches from i to i + 1
@@ -68,14 +71,14 @@ def slab_centre(brain: np.ndarray, affine: np.ndarray, grid: SlabGrid) -> np.nda
         found = np.flatnonzero(inside.any(axis=other))
         low[axis] = np.round((found[0] + found[-1] + 1 - extent[axis]) / 2)
     middle = low + extent / 2 - 0.5
-    return affine[:3, :3] @ middle + affine[:3, 3]
+    return apply_affine(affine, middle)
 
 
 def to_slab(data: np.ndarray, affine: np.ndarray, slab_affine: np.ndarray, grid: SlabGrid) -> np.ndarray:
     """Mean of a volume over each cell of the slab, whatever the volume's orientation, spacing, tilt and field of view.
 
     The volume is read linearly at points at least as dense as its own voxels, and these are averaged over the cell: no
-    aliasing. A mask so gives the share of the cell that it covers. Outside the volume is 0.
+    aliasing. Of a mask this is the fraction of the cell that it covers. Outside the volume is 0.
 
     Args:
         data: (X, Y, Z) float32.
@@ -102,36 +105,42 @@ def fine_points(affine: np.ndarray, slab_affine: np.ndarray) -> tuple[np.ndarray
     return points, fine
 
 
+def is_too_fine(affine: np.ndarray, slab_affine: np.ndarray, grid: SlabGrid) -> bool:
+    """Whether a volume's voxels are so small that reading it onto the slab would need more than half a gigabyte."""
+    points, _ = fine_points(affine, slab_affine)
+    return bool(points.astype(float).prod() * np.prod(grid.shape) > _MAX_POINTS)
+
+
 def read_linearly(data: np.ndarray, affine: np.ndarray, at: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Values of a volume at the voxels of another grid (affine `at`, `shape`), float32.
 
     Linear between voxel centres, held from the outer centres to the volume's border, 0 beyond. Exact, bit by bit, where
     voxels fall on voxels.
     """
-    road = _road(affine, at)
+    mapping = _mapping(affine, at)
     values = ndimage.affine_transform(
-        data.astype(np.float32, copy=False), *road, shape, order=1, mode="nearest", prefilter=False
+        data.astype(np.float32, copy=False), *mapping, shape, order=1, mode="nearest", prefilter=False
     )
-    return values * read_nearest(np.ones(data.shape, np.float32), affine, at, shape)
+    return values * read_nearest(np.broadcast_to(np.True_, data.shape), affine, at, shape)
 
 
 def read_nearest(data: np.ndarray, affine: np.ndarray, at: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """As `read_linearly`, but each value is that of the voxel it falls into; the type of `data` stays."""
-    return ndimage.affine_transform(data, *_road(affine, at), shape, order=0, mode="grid-constant", prefilter=False)
+    """As `read_linearly`, but each value is that of the voxel that contains the point; the type of `data` stays."""
+    return ndimage.affine_transform(data, *_mapping(affine, at), shape, order=0, mode="grid-constant", prefilter=False)
 
 
-def _road(affine: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _mapping(affine: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Matrix and offset from indices of the grid `at` to those of the grid `affine`, as scipy wants them."""
     indices = np.linalg.inv(affine) @ at
     near = np.round(indices)
-    indices = np.where(np.abs(indices - near) < _WHOLE, near, indices)
+    indices = np.where(np.abs(indices - near) < _INTEGER, near, indices)
     matrix = indices[:3, :3]
-    diagonal = np.diag(matrix)  # scipy has a faster road for it
+    diagonal = np.diag(matrix)  # for which scipy has a faster routine
     return diagonal if (matrix == np.diag(diagonal)).all() else matrix, indices[:3, 3]
 
 
 def _fullest_window(profile: np.ndarray, length: float) -> float:
-    """Whole start (it may be below 0) of the window of `length` entries with the greatest sum; of equals the middle."""
+    """Integer start (it may be below 0) of the window of `length` entries with the greatest sum; of ties the middle."""
     if length >= len(profile):
         found = np.flatnonzero(profile)
         return np.round((found[0] + found[-1] + 1 - length) / 2)

@@ -1,4 +1,4 @@
-"""Lesion masks on the slab, so that no lesion is lost or swells."""
+"""Lesion masks on the slab, where each lesion keeps its volume."""
 
 import numpy as np
 from scipy import ndimage
@@ -9,8 +9,9 @@ from bundle.data.grid import SlabGrid, fine_points, read_nearest
 def mask_to_slab(mask: np.ndarray, affine: np.ndarray, slab_affine: np.ndarray, grid: SlabGrid) -> np.ndarray:
     """A mask on the slab where each lesion keeps its volume: its fullest cells, as many as it fills, at least one.
 
-    A threshold on the covered share of a cell loses small lesions where it is high, and swells and merges them where
-    it is low (docs/grid.md). Lesions are components of 26 neighbours. What lies outside the slab is lost.
+    A threshold on the covered fraction of a cell loses small lesions where it is high, and enlarges and merges lesions
+    where it is low (docs/experiments/2026-11-grid.md). Lesions are components of 26 neighbours. What lies outside the
+    slab is lost.
 
     Args:
         mask: (X, Y, Z), nonzero is lesion.

@@ -9,12 +9,15 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from bundle.data.bids import CONDITION, OUTCOME, Case, find_case
+from bundle.data.bids import CONDITION, OUTCOME, VISITS, Case, find_case, ignored_files, session_labels
 from bundle.data.brain import estimate_brain
-from bundle.data.grid import SlabGrid, read_linearly, slab_centre, to_slab
+from bundle.data.grid import SlabGrid, is_too_fine, read_linearly, slab_centre, to_slab
 from bundle.data.masks import mask_to_slab
-from bundle.data.volumes import Volume, check_same_grid, read_flair, read_mask
+from bundle.data.plausibility import Plausibility
+from bundle.data.tables import visit_months
+from bundle.data.volumes import check_same_grid, has_orientation, read_flair, read_mask
 from bundle.errors import InputError
+from bundle.lesions import Volume, voxel_volume_mm3
 
 _RANGE = (1.0, 99.5)  # percentiles of the brain of w000 that become -1 and 1
 _QUARTILES = (25.0, 75.0)
@@ -23,10 +26,10 @@ _QUARTILES = (25.0, 75.0)
 class LoadCased(MapTransform):
     """Reads a patient's scans onto the slab.
 
-    The slab lies where the brain of w048 (w000 without it) is; all visits must be co-registered.
+    The slab is placed by the brain of w048 (w000 without it); all visits must be co-registered.
     Scanner gain differs between visits: with w000's range alone, tissue that did not change differs by .28
-    in real patients and .44 in simulated ones. So each visit's FLAIR is first brought linearly to w000's quartiles
-    (.01 and .02 remain; percentiles of each visit's own leave .07 and .05 and move with the lesion load). Then w000's
+    in real patients and .44 in simulated ones. So each visit's FLAIR is first mapped linearly to w000's quartiles
+    (.01 and .02 remain; percentiles of each visit's own leave .07 and .05 and change with the lesion load). Then w000's
     brain percentiles 1 and 99.5 become -1 and 1; beyond is clipped, outside the brain is -1. Masks: each lesion keeps
     its volume (`bundle.data.masks`).
 
@@ -34,9 +37,12 @@ class LoadCased(MapTransform):
         keys: holds the patient's folder or a file in it.
         grid: the slab.
         with_outcome: also reads the two-year visit.
-        drop_visits: visits to treat as not there, e.g. ("w048",) for a forecast from the pre-treatment scans alone.
+        drop_visits: visits to ignore, e.g. ("w048",) for a forecast from the pre-treatment scans alone.
+        visits: session label by visit, see `bundle.data.bids.find_case`; the dictionary's "visits" takes precedence.
+        plausibility: limits outside which an input is refused or carries a warning.
 
-    The dictionary's "arm" (anything `bundle.arms.arm_index` takes) goes before participants.tsv. Adds or replaces
+    The dictionary's "dataset_dir" and "visits" go to `find_case`; its "arm" (anything `bundle.arms.arm_index` takes)
+    takes precedence over participants.tsv. Adds or replaces
         image: (8, H, W, S) float32 MetaTensor in the slab's RAS affine: flair_w000, t2_w000, gd_w000, flair_w048,
             t2_w048, gd_w048, net2_w048, and the arm's class index. FLAIR in [-1, 1], masks -1 / 1, a missing volume 0.
         brain: (1, H, W, S) bool MetaTensor.
@@ -44,6 +50,10 @@ class LoadCased(MapTransform):
         native_brain: (1, X, Y, Z) uint8 MetaTensor, the brain on the FLAIR that the forecast is returned on (w048's),
             in that file's own axes; its meta names the file. `RestoreNatived` needs it.
         case, arm: participant label and class index.
+        inputs: dict of what was read: used and missing (names of volumes), estimated, brain ("given" or "estimated"),
+            alignment (correlation of the two FLAIR), months and session (by visit). NaN where unknown, so that a
+            DataLoader can collate it; `plain_inputs` makes it fit for JSON.
+        warnings: list of what is doubtful, one line each.
 
     Raises:
         InputError: for whatever is wrong with the scans.
@@ -56,44 +66,68 @@ class LoadCased(MapTransform):
         *,
         with_outcome: bool = False,
         drop_visits: Iterable[str] = (),
+        visits: Mapping[str, str] | None = None,
+        plausibility: Plausibility | None = None,
     ) -> None:
         super().__init__(keys)
-        if not set(drop_visits) < {"w000", "w048"}:
-            raise ValueError(f"drop_visits may hold w000 or w048, not {drop_visits!r}")
+        if not isinstance(drop_visits, (list, tuple, set)) or not {*map(str, drop_visits)} < {"w000", "w048"}:
+            raise InputError(f"drop_visits={drop_visits!r} is not a list of w000 or w048", "give e.g. \"['w048']\"")
+        session_labels(visits)  # raises early
         self.grid = grid or SlabGrid()
         self.with_outcome = with_outcome
         self.drop_visits = tuple(drop_visits)
+        self.visits = visits
+        self.plausibility = plausibility or Plausibility()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         output = dict(data)
         for key in self.key_iterator(output):
-            case = find_case(output[key], output.get("dataset_dir"), output.get("arm"))
-            output |= self._load(case, key)
+            visits = output.get("visits") or self.visits
+            case = find_case(output[key], output.get("dataset_dir"), output.get("arm"), visits)
+            try:
+                output |= self._load(case, key)
+            except MemoryError as error:
+                raise InputError("too large for the memory", "crop or resample it", case=case.id) from error
         return output
 
     def _load(self, case: Case, key: Hashable) -> dict[Hashable, Any]:
-        names = [name for name in CONDITION if name.split("_")[1] not in self.drop_visits]
-        volumes = self._read(case, names + list(OUTCOME if self.with_outcome else ()))
-        latest = max(name for name in names if name.startswith("flair"))
-        brain = _brain(case, {name: volume for name, volume in volumes.items() if name in names})
-        affine = self.grid.affine(slab_centre(brain.data > 0, brain.affine, self.grid))
-        inside = to_slab(brain.data, brain.affine, affine, self.grid) >= 0.5
-        flairs = {
-            name: to_slab(volume.data, volume.affine, affine, self.grid)
-            for name, volume in volumes.items()
-            if name.startswith("flair")
-        }
-        masks = {
-            name: np.where(mask_to_slab(volume.data, volume.affine, affine, self.grid), 1, -1)
-            for name, volume in volumes.items()
-            if name not in flairs
-        }
-        flairs = _normalised(flairs, inside, case)
+        read = [name for name in CONDITION if name.split("_")[1] not in self.drop_visits]
+        wanted = read + list(OUTCOME if self.with_outcome else ())
+        _check_required(case, wanted)
+        flairs = {name: self._read_flair(case, name) for name in wanted if name.startswith("flair")}
+        latest = max(name for name in flairs if name in read)
+        brain, brain_source = _brain(case, {name: flair for name, flair in flairs.items() if name in read})
+        self.plausibility.check_brain(brain, case.id)
+        affine = self.grid.affine(slab_centre(brain.values, brain.affine, self.grid))
+        self._check_resolution(brain, affine, case)
+        inside = to_slab(brain.values, brain.affine, affine, self.grid) >= 0.5
+        if not inside.any():
+            raise InputError("the brain fills no cell of the slab", "check the mask", case=case.id, file=brain.path)
+        raw = {}
+        for name, flair in flairs.items():
+            self._check_resolution(flair, affine, case)
+            raw[name] = to_slab(flair.values, flair.affine, affine, self.grid)
+            # Only its grid is needed from here on: a patient's scans may be large.
+            flairs[name] = flair._replace(values=np.broadcast_to(np.float32(0), flair.values.shape))
+        slabs = normalised(raw, inside, case.id, case.volumes)
+        alignment, warnings = self._check_flairs(case, raw, slabs, inside)
+        for name in wanted:
+            if name not in slabs and name in case.volumes:
+                mask = read_mask(case.volumes[name], case.id)
+                check_same_grid(mask, flairs[f"flair_{name.split('_')[1]}"], case.id)
+                warnings += self.plausibility.check_lesion_volume(mask, case.id, name)
+                marked = mask_to_slab(mask.values, mask.affine, affine, self.grid)
+                cell_ml = voxel_volume_mm3(affine) / 1000
+                warnings += self.plausibility.check_lesion_places(
+                    marked, inside, cell_ml, case.id, name, case.volumes[name]
+                )
+                slabs[name] = np.where(marked, 1, -1)
         unknown = np.zeros(self.grid.shape)
-        stack = [(flairs | masks).get(name, unknown) for name in CONDITION]
-        meta = {"filename_or_obj": str(volumes[latest].path), "case": case.id}
-        flair = volumes[latest]
-        native = read_linearly(brain.data, brain.affine, flair.affine, flair.data.shape) >= 0.5
+        stack = [slabs.get(name, unknown) for name in CONDITION]
+        flair = flairs[latest]
+        meta = {"filename_or_obj": str(flair.path), "case": case.id}
+        native = read_linearly(brain.values, brain.affine, flair.affine, flair.values.shape) >= 0.5
+        months = visit_months(case.dataset_dir, case.id, {visit: case.sessions[visit] for visit in VISITS[:2]})
         loaded = {
             key: _tensor(np.stack([*stack, np.full(self.grid.shape, case.arm)]), affine, meta),
             "brain": MetaTensor(torch.from_numpy(inside[None]), affine=torch.from_numpy(affine)),
@@ -102,25 +136,69 @@ class LoadCased(MapTransform):
             ),
             "case": case.id,
             "arm": case.arm,
+            "inputs": {
+                "used": [name for name in CONDITION if name in slabs],
+                "missing": [name for name in CONDITION if name not in slabs],
+                "estimated": ["brain"] if brain_source == "estimated" else [],
+                "brain": brain_source,
+                "alignment": alignment,
+                "months": {visit: np.nan if since is None else since for visit, since in months.items()},
+                "session": {visit: case.sessions[visit] for visit in VISITS[:2] if visit not in self.drop_visits},
+            },
+            "warnings": [
+                *case.warnings,
+                *ignored_files(case),
+                *warnings,
+                *(self.plausibility.check_interval(months["w048"]) if not self.drop_visits else ()),
+            ],
         }
         if self.with_outcome:
-            loaded["target"] = _tensor(np.stack([(flairs | masks)[name] for name in OUTCOME]), affine, meta)
+            loaded["target"] = _tensor(np.stack([slabs[name] for name in OUTCOME]), affine, meta)
         return loaded
 
-    def _read(self, case: Case, names: list[str]) -> dict[str, Volume]:
-        volumes: dict[str, Volume] = {}
-        for name in names:
-            kind, visit = name.split("_")
-            path = case.volumes.get(name)
-            if path is None and (kind == "flair" or name in OUTCOME):
-                missing = "FLAIR" if kind == "flair" else "outcome mask"
-                raise InputError(f"no {missing} of {visit}", "put it there", case=case.id, file=case.place(name))
-            if kind == "flair":
-                volumes[name] = read_flair(path, case.id)
-            elif path is not None:
-                volumes[name] = read_mask(path, case.id)
-                check_same_grid(volumes[name], volumes[f"flair_{visit}"], case.id)
-        return volumes
+    def _read_flair(self, case: Case, name: str) -> Volume:
+        flair = read_flair(case.volumes[name], case.id)
+        self.plausibility.check_extent(flair, case.id)
+        return flair
+
+    def _check_resolution(self, volume: Volume, affine: np.ndarray, case: Case) -> None:
+        if is_too_fine(volume.affine, affine, self.grid):
+            raise InputError("its voxels are too small", "resample it", case=case.id, file=volume.path)
+
+    def _check_flairs(
+        self, case: Case, raw: Mapping[str, np.ndarray], slabs: Mapping[str, np.ndarray], brain: np.ndarray
+    ) -> tuple[float, list[str]]:
+        """Alignment of the second visit with the first, NaN without two, and warnings on all FLAIR."""
+        alignment, warnings = np.nan, []
+        first, *later = raw
+        for name, flair in raw.items():
+            visit, path = name.split("_")[1], case.volumes[name]
+            if not has_orientation(path):
+                warnings.append(f"the orientation of {path.name} is unknown (sform and qform codes are 0)")
+            warnings += self.plausibility.check_contrast(flair, brain, case.id, visit, path)
+        for name in later:
+            visits = [first.split("_")[1], name.split("_")[1]]
+            covered = brain & (raw[first] > 0) & (raw[name] > 0)
+            correlation, doubts = self.plausibility.check_alignment(
+                [slabs[first], slabs[name]], covered, brain, case.id, visits, case.volumes[name]
+            )
+            warnings += doubts
+            if name in CONDITION:
+                alignment = round(correlation, 4)
+        return alignment, warnings
+
+
+def plain_inputs(data: Mapping[Hashable, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The inputs and warnings of `LoadCased` in plain JSON types, null where unknown.
+
+    They may have gone through a DataLoader and been decollated, which turns an empty list into None.
+    """
+    inputs = dict(data["inputs"])
+    for name in ("used", "missing", "estimated"):
+        inputs[name] = list(inputs[name] or ())
+    inputs["alignment"] = _known(inputs["alignment"])
+    inputs["months"] = {visit: _known(months) for visit, months in inputs["months"].items()}
+    return inputs, list(data["warnings"] or ())
 
 
 class RestoreNatived(MapTransform):
@@ -155,7 +233,7 @@ class RestoreNatived(MapTransform):
 
 
 class CompactCased(MapTransform):
-    """What of a loaded patient is worth keeping on disk: plain tensors, FLAIR float16, masks int8, no arm plane.
+    """The part of a loaded patient that is cached on disk: plain tensors, FLAIR float16, masks int8, no arm plane.
 
     Args:
         keys: the image of `LoadCased`.
@@ -177,7 +255,7 @@ class CompactCased(MapTransform):
 
 
 def expand_case(compact: Mapping[str, torch.Tensor], arm: int) -> dict[str, torch.Tensor]:
-    """What `CompactCased` kept, as image (8, H, W, S) and, if there was an outcome, target (2, H, W, S), float32."""
+    """The output of `CompactCased` as image (8, H, W, S) and, if there was an outcome, target (2, H, W, S), float32."""
     flair, masks = compact["flair"].float(), compact["masks"].float()
     plane = torch.full_like(flair[:1], arm)
     expanded = {"image": torch.cat([flair[:1], masks[:2], flair[1:2], masks[2:5], plane])}
@@ -186,32 +264,53 @@ def expand_case(compact: Mapping[str, torch.Tensor], arm: int) -> dict[str, torc
     return expanded
 
 
-def _brain(case: Case, volumes: Mapping[str, Volume]) -> Volume:
-    """Brain mask of the latest visit that has one, else an estimate from the latest FLAIR."""
-    flairs = sorted((name for name in volumes if name.startswith("flair")), reverse=True)
-    for name in flairs:
+def _check_required(case: Case, names: Iterable[str]) -> None:
+    for name in names:
+        kind, visit = name.split("_")
+        if name in case.volumes or not (kind == "flair" or name in OUTCOME):
+            continue
+        session, existing = case.sessions[visit], case.existing_sessions()
+        if kind == "flair" and existing and session not in existing:
+            problem = f"no session {session}, only {', '.join(existing)}"
+            raise InputError(problem, "add it, or map the names with --visits", case=case.id, file=case.dataset_dir)
+        missing = "FLAIR" if kind == "flair" else "outcome mask"
+        raise InputError(f"no {missing} of {visit}", "put it there", case=case.id, file=case.expected_path(name))
+
+
+def _brain(case: Case, flairs: Mapping[str, Volume]) -> tuple[Volume, str]:
+    """Brain mask of the latest visit that has one, "given", else an "estimated" one from the latest FLAIR."""
+    latest_first = sorted(flairs, reverse=True)
+    for name in latest_first:
         visit = name.split("_")[1]
         if visit in case.brain:
             brain = read_mask(case.brain[visit], case.id)
-            check_same_grid(brain, volumes[name], case.id)
-            if not brain.data.any():
-                raise InputError("the brain mask is empty", "redo it or take it away", case=case.id, file=brain.path)
-            return brain
-    flair = volumes[flairs[0]]
-    found = estimate_brain(flair.data, flair.affine)
+            check_same_grid(brain, flairs[name], case.id)
+            if not brain.values.any():
+                raise InputError("the brain mask is empty", "redo it or remove it", case=case.id, file=brain.path)
+            return brain, "given"
+    flair = flairs[latest_first[0]]
+    found = estimate_brain(flair.values, flair.affine)
     if not found.any():
         raise InputError("no brain found", "add a mask in derivatives/brain", case=case.id, file=flair.path)
-    return Volume(found.astype(np.float32), flair.affine, flair.path)
+    return Volume(found, flair.affine, flair.path), "estimated"
 
 
-def _normalised(flairs: Mapping[str, np.ndarray], brain: np.ndarray, case: Case) -> dict[str, np.ndarray]:
-    """FLAIR slabs in [-1, 1], -1 outside the brain; the first visit sets the range."""
+def normalised(
+    flairs: Mapping[str, np.ndarray], brain: np.ndarray, case: str, files: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """FLAIR slabs in [-1, 1], -1 outside the brain; the first visit sets the range.
+
+    Args:
+        flairs: (H, W, S) by name, in any unit.
+        brain: (H, W, S) bool.
+        files: by name, for error messages.
+    """
     tissue = {name: flair[brain & (flair > 0)] for name, flair in flairs.items()}
     quartiles = {name: np.percentile(x, _QUARTILES) if x.size else (0, 0) for name, x in tissue.items()}
     for name, (q1, q3) in quartiles.items():
         if not q3 > q1:
-            problem = "nothing of the brain is in it"
-            raise InputError(problem, "co-register the visits", case=case.id, file=case.volumes[name])
+            problem = "it does not cover the brain"
+            raise InputError(problem, "co-register the visits", case=case, file=files[name])
     first = next(iter(flairs))
     low, high = np.percentile(tissue[first], _RANGE)
     (first_q1, first_q3) = quartiles[first]
@@ -221,6 +320,10 @@ def _normalised(flairs: Mapping[str, np.ndarray], brain: np.ndarray, case: Case)
         as_first = first_q1 + (flair - q1) * (first_q3 - first_q1) / (q3 - q1)
         scaled[name] = np.where(brain, np.clip((as_first - low) / (high - low) * 2 - 1, -1, 1), -1)
     return scaled
+
+
+def _known(number: Any) -> float | None:
+    return None if np.isnan(number) else float(number)
 
 
 def _tensor(array: np.ndarray, affine: np.ndarray, meta: Mapping[str, Any]) -> MetaTensor:

@@ -6,17 +6,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bundle.data.bids import CONDITION, OUTCOME, Case
+from bundle.data.bids import CONDITION, OUTCOME
 from bundle.data.grid import SlabGrid, slab_centre, to_slab
 from bundle.data.masks import mask_to_slab
-from bundle.data.transforms import _normalised
+from bundle.data.transforms import normalised
 from bundle.simulation.anatomy import AFFINE
 from bundle.simulation.patient import Patient
 
+_GRID = SlabGrid()
 _LABELS = {"t2": "T2lesion", "gd": "Gdlesion", "net2": "NET2"}
 
 
-def compact_patient(patient: Patient, name: str, grid: SlabGrid = SlabGrid()) -> dict[str, torch.Tensor]:
+def compact_patient(patient: Patient, name: str, grid: SlabGrid = _GRID) -> dict[str, torch.Tensor]:
     """What `CompactCased` keeps of the patient's files once `LoadCased` has read them, value by value.
 
     Args:
@@ -42,12 +43,12 @@ def compact_patient(patient: Patient, name: str, grid: SlabGrid = SlabGrid()) ->
             masks.append(
                 np.zeros(grid.shape) if mask is None else np.where(mask_to_slab(mask, AFFINE, affine, grid), 1, -1)
             )
-    scaled = _normalised(flairs, inside, Case(name, Path(), patient.arm, {}, {}, None))
+    scaled = normalised(flairs, inside, name, dict.fromkeys(flairs, ""))
     flair = torch.from_numpy(np.stack(list(scaled.values())).astype(np.float32)).half()
     return {"flair": flair, "masks": torch.from_numpy(np.stack(masks).astype(np.int8))}
 
 
-def slab_bytes(patient: Patient, name: str, grid: SlabGrid = SlabGrid()) -> bytes:
+def slab_bytes(patient: Patient, name: str, grid: SlabGrid = _GRID) -> bytes:
     """The same as a compressed .npz of flair and masks; `load_slab` reads it."""
     content = io.BytesIO()
     np.savez_compressed(content, **{key: value.numpy() for key, value in compact_patient(patient, name, grid).items()})

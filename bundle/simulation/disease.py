@@ -16,7 +16,7 @@ from bundle.simulation.drawing import (
     form_old_lesions,
 )
 from bundle.simulation.events import Event, History, draw_history
-from bundle.simulation.protocol import Protocol
+from bundle.simulation.protocol import PRESETS, Protocol
 
 Lesions = list[tuple[np.ndarray, ...]]
 HISTORY, ANATOMY, BASELINE, NET2, ACQUISITION, READING = range(6)  # independent streams of a patient's randomness
@@ -33,7 +33,7 @@ def patient_anatomy(seed: int, index: int) -> Anatomy:
     return draw_anatomy(np.random.default_rng(stream(seed, index, ANATOMY)))
 
 
-def patient_history(seed: int, index: int, protocol: Protocol = Protocol()) -> History:
+def patient_history(seed: int, index: int, protocol: Protocol = PRESETS["trial"]) -> History:
     """The disease of patient `index` (from 0) of trial `seed`; needs no images."""
     return draw_history(protocol, np.random.default_rng(stream(seed, index, HISTORY)))
 

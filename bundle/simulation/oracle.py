@@ -12,7 +12,7 @@ from bundle.simulation.covariates import CovariateModel, durations_of
 from bundle.simulation.drawing import Surroundings
 from bundle.simulation.footprint import lesion_footprint
 from bundle.simulation.observation import Observation, read_counts, read_observation, read_truth
-from bundle.simulation.protocol import MONTHS, PATIENTS_PER_ARM, WEEKS_PER_MONTH, Protocol
+from bundle.simulation.protocol import MONTHS, PATIENTS_PER_ARM, PRESETS, WEEKS_PER_MONTH, Protocol
 
 __all__ = ["MAX_COUNT", "Observation", "Oracle", "OracleForecast", "read_counts", "read_observation", "read_truth"]
 
@@ -79,7 +79,7 @@ class Oracle:
         protocol: of the trial (`bundle.simulation.observation.read_protocol`).
     """
 
-    def __init__(self, protocol: Protocol = Protocol()) -> None:
+    def __init__(self, protocol: Protocol = PRESETS["trial"]) -> None:
         self.protocol = protocol
         k = protocol.frailty_shape
         self._log_prior = k * LOG_FRAILTY - k * FRAILTY  # density of log frailty, up to a constant

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from bundle.arms import ARMS
+from bundle.data.bids import VISITS
 from bundle.simulation.acquisition import acquire_flair, diffuse_extent, draw_texture, tissue_signal
 from bundle.simulation.anatomy import AFFINE, SHAPE, VOXEL_MM3, Anatomy
 from bundle.simulation.disease import (
@@ -20,10 +21,9 @@ from bundle.simulation.disease import (
 )
 from bundle.simulation.drawing import halo
 from bundle.simulation.events import History, assigned_arm
-from bundle.simulation.protocol import WEEKS_PER_MONTH, Protocol
+from bundle.simulation.protocol import PRESETS, WEEKS_PER_MONTH, Protocol
 from bundle.simulation.territories import TERRITORIES
 
-VISITS = ("w000", "w048", "w096")
 # Added brightness of lesions, relative to white matter: mean, deviation, least and greatest. They do not overlap where
 # it matters: a smouldering lesion can be told from a quiet one.
 _QUIET_GAIN, _NEW_GAIN, _SMOULDERING_GAIN = (0.42, 0.07, 0.25, 0.55), (0.55, 0.05, 0.42, 0.66), (0.85, 0.04, 0.76, 0.95)
@@ -55,7 +55,7 @@ class Patient:
     truth: dict
 
 
-def simulate_patient(seed: int, index: int, protocol: Protocol = Protocol()) -> Patient:
+def simulate_patient(seed: int, index: int, protocol: Protocol = PRESETS["trial"]) -> Patient:
     """Patient `index` (from 0) of trial `seed`; depends on nothing but these and the protocol."""
     arm, anatomy = assigned_arm(seed, index), patient_anatomy(seed, index)
     history = patient_history(seed, index, protocol)

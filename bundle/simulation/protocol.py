@@ -18,7 +18,7 @@ MEAN_NET2 = np.array([[4.60, 3.33], [5.51, 4.49], [4.37, 4.37], [0.63, 1.59], [0
 
 @dataclass(frozen=True)
 class Protocol:
-    """The generative model's parameters; docs/simulation.md writes the model down and gives each effect's source.
+    """The generative model's parameters; docs/explanation/simulated-trial.md gives equations and sources.
 
     Attributes:
         frailty_shape: k; a patient's frailty g is Gamma(k, 1/k), of mean 1.

@@ -55,7 +55,7 @@ class Scanners(Interface):
 class OneScanner:
     """One protocol on well-kept scanners: only gain and noise differ between visits.
 
-    Contrast and noise are those of the two public patients (docs/simulation.md).
+    Contrast and noise are those of the two public patients (docs/explanation/simulated-trial.md).
     """
 
     noise: Range = (0.02, 0.035)

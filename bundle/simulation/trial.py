@@ -2,10 +2,8 @@
 
 import gzip
 import json
-import multiprocessing
 import os
 import shutil
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -16,14 +14,16 @@ import numpy as np
 from tqdm import tqdm
 
 from bundle.arms import ARMS
+from bundle.data.bids import VISITS
 from bundle.errors import InputError
 from bundle.files import write_together
+from bundle.runtime import end_with_parent
 from bundle.simulation.anatomy import AFFINE
 from bundle.simulation.compact import slab_bytes
 from bundle.simulation.covariates import COLUMNS
 from bundle.simulation.disease import patient_history
 from bundle.simulation.events import History, assigned_arm
-from bundle.simulation.patient import VISITS, Patient, simulate_patient
+from bundle.simulation.patient import Patient, simulate_patient
 from bundle.simulation.protocol import PRESETS
 
 VERSION = "3"
@@ -150,7 +150,7 @@ def _write_missing(out: Path, patients: int, seed: int, workers: int, preset: st
     missing = [i for i in range(patients) if not (out / participant(i)).is_dir()]
     if missing:  # for a complete data set no worker need load the template
         done = patients - len(missing)
-        with ProcessPoolExecutor(min(workers, len(missing)), initializer=_end_with_parent) as pool:
+        with ProcessPoolExecutor(min(workers, len(missing)), initializer=end_with_parent) as pool:
             jobs = [pool.submit(write_patient, out, seed, i, preset, compact) for i in missing]
             try:
                 for job in tqdm(as_completed(jobs), "simulating", patients, initial=done, unit="patient"):
@@ -160,16 +160,6 @@ def _write_missing(out: Path, patients: int, seed: int, workers: int, preset: st
                 raise
     for leftover in out.glob(".sub-*.partial"):  # of a larger trial that was stopped
         shutil.rmtree(leftover)
-
-
-def _end_with_parent() -> None:
-    """Lets a worker die with the command that was killed, rather than wait for work for ever."""
-
-    def wait() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _open_dataset(out: Path, seed: int, preset: str, compact: bool) -> None:

@@ -1,4 +1,4 @@
-"""A tiny patient: an elliptic cylinder for a brain, dark ventricles, a few boxes for lesions, at 1 x 1 x 3 mm."""
+"""A coarse patient: an elliptic cylinder for a brain, dark ventricles, a few boxes for lesions, at 3 x 3 x 3 mm."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 SHAPE = (48, 56, 15)
-AFFINE = np.array([[1.0, 0, 0, -23.5], [0, 1, 0, -27.5], [0, 0, 3, -14], [0, 0, 0, 1]])
+AFFINE = np.array([[3.0, 0, 0, -70.5], [0, 3, 0, -82.5], [0, 0, 3, -14], [0, 0, 0, 1]])
 GAIN = {"w000": 1.0, "w048": 1.7, "w096": 0.6}
 LESIONS = {  # (x, y, z) ranges of voxels, each on even borders
     "t2_w000": (slice(20, 24), slice(20, 26), slice(6, 8)),

@@ -4,12 +4,12 @@ import nibabel as nib
 import pytest
 import torch
 
-from bundle.data.cache import CachedCases, cached_dataset, fill_cache
+from bundle.data.cache import CachedCases, cached_dataset
 from bundle.data.grid import SlabGrid
 from bundle.data.transforms import LoadCased
 from bundle.errors import InputError
 
-GRID = SlabGrid((2, 2, 3), (24, 28, 15))
+GRID = SlabGrid((6, 6, 3), (24, 28, 15))
 
 
 @pytest.fixture
@@ -20,14 +20,14 @@ def items(make_patient):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """The NIfTI files read so far."""
-    files, load = [], nib.load
+    """The NIfTI files whose voxels have been read so far."""
+    files, read = [], nib.Nifti1Image.get_fdata
 
-    def counting(path, **options):
-        files.append(path)
-        return load(path, **options)
+    def counting(image, **options):
+        files.append(image.get_filename())
+        return read(image, **options)
 
-    monkeypatch.setattr(nib, "load", counting)
+    monkeypatch.setattr(nib.Nifti1Image, "get_fdata", counting)
     return files
 
 
@@ -64,7 +64,7 @@ def test_labels_are_not_cached(items, tmp_path, decoded):
 @pytest.mark.parametrize(
     "options",
     [
-        {"grid": SlabGrid((2, 2, 3), (24, 28, 13))},
+        {"grid": SlabGrid((6, 6, 3), (24, 28, 13))},
         {"grid": GRID, "drop_visits": ["w048"]},
     ],
 )
@@ -86,13 +86,6 @@ def test_a_changed_scan_is_loaded_anew(items, tmp_path, make_patient):
     assert (after["image"][5] == -1).all() and not (before["image"][5] == -1).all()
 
 
-def test_filling_in_several_processes_leaves_nothing_to_decode(items, tmp_path, decoded):
-    dataset = cached_dataset(items, GRID, tmp_path / "cache")
-    fill_cache(dataset, workers=2)
-    assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [".pt"] * 3
-    assert len([dataset[index] for index in range(3)]) == 3 and not decoded
-
-
 def test_a_run_killed_while_writing_leaves_no_half_file(items, tmp_path, monkeypatch):
     dataset = cached_dataset(items, GRID, tmp_path / "cache")
 
@@ -107,17 +100,67 @@ def test_a_run_killed_while_writing_leaves_no_half_file(items, tmp_path, monkeyp
     assert dataset[0]["case"] == "sub-0"
 
 
-def test_a_spoilt_patient_is_named_and_the_others_are_cached(items, tmp_path, make_patient):
+def test_an_unreadable_patient_is_named_and_leaves_no_file(items, tmp_path, make_patient):
     make_patient("sub-1").path("flair_w000").unlink()
     dataset = cached_dataset(items, GRID, tmp_path / "cache")
     with pytest.raises(InputError, match="^sub-1: .*no FLAIR of w000; put it there$"):
         dataset[1]
-    with pytest.raises(InputError, match="^1 of 3 patients cannot be read, the first: sub-1: .*; repair them"):
-        fill_cache(dataset, workers=2)
-    assert {path.name[:5] for path in (tmp_path / "cache").iterdir()} == {"sub-0", "sub-2"}
+    assert not list((tmp_path / "cache").iterdir())
 
 
-def test_a_cache_that_cannot_be_written_is_told(items, tmp_path):
+def test_a_full_disk_is_one_line(items, tmp_path, monkeypatch):
+    dataset = cached_dataset(items, GRID, tmp_path / "cache")
+
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match="cannot be written: .*No space left on device; make room for the cache"):
+        dataset[0]
+
+
+def hostile(path):
+    torch.save({"flair": os.system}, path)
+
+
+def of_another_grid(path):
+    torch.save({"flair": torch.zeros(3, 2, 2, 2), "masks": torch.zeros(6, 2, 2, 2)}, path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:100]),
+        lambda path: path.write_bytes(b"text"),
+        lambda path: torch.save([1, 2], path),
+        hostile,
+        of_another_grid,
+    ],
+)
+def test_a_damaged_cache_file_is_made_again(items, tmp_path, damage):
+    dataset = cached_dataset(items, GRID, tmp_path / "cache")
+    before = dataset[0]
+    (file,) = (tmp_path / "cache").iterdir()
+    content = file.read_bytes()
+    damage(file)
+    assert torch.equal(dataset[0]["image"], before["image"])
+    assert len(file.read_bytes()) == len(content)
+
+
+def test_the_sessions_are_part_of_the_key(items, tmp_path, make_patient, decoded):
+    cached_dataset(items, GRID, tmp_path / "cache")[0]
+    folders = [make_patient("sub-0").folder.parent / name / "sub-0" for name in ("", "derivatives/lesions")]
+    for folder in folders:
+        (folder / "ses-w096").rename(folder / "ses-2")
+        for path in (folder / "ses-2/anat").iterdir():
+            path.rename(path.with_name(path.name.replace("ses-w096", "ses-2")))
+    dataset = cached_dataset(items, GRID, tmp_path / "cache", visits={"w096": "ses-2"})
+    decoded.clear()
+    assert dataset[0]["target"].shape == (2, *GRID.shape) and decoded
+
+
+def test_a_cache_folder_that_cannot_be_written_is_reported(items, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file: cannot be written; choose another cache folder"):
         CachedCases(items, LoadCased(grid=GRID, with_outcome=True), tmp_path / "file")

@@ -69,19 +69,23 @@ def test_activity_is_a_voxel_of_net2_at_w096(make_patient):
     assert [item["case"] for item in with_outcome(list(items.values()))] == [c for c in items if c != "sub-2"]
 
 
-def test_a_split_is_read_from_the_file_that_is_made_once(trial):
+def test_a_split_is_read_from_the_file_that_is_made_once(trial, capsys):
     root = trial(placebo=20)
     items = load_split(root, "validation")
-    assert items == [i | {"image": str(root / i["case"])} for i in make_datalist(root)["validation"]]
+    assert items == [
+        i | {"image": str(root / i["case"]), "dataset_dir": str(root)} for i in make_datalist(root)["validation"]
+    ]
     datalist = json.loads((root / "datalist.json").read_text())
     datalist["test"] = datalist["test"][:1]
     (root / "datalist.json").write_text(json.dumps(datalist))
     assert len(load_split(root, "test", root / "datalist.json")) == 1
-    with pytest.warns(UserWarning, match="datalist.json: 1 patients came later; scripts.make_datalist makes it anew"):
-        assert len(load_split(root, "test")) == 1
+    capsys.readouterr()
+    assert len(load_split(root, "test")) == 1
+    warning = f"warning: {root}/datalist.json: 1 patients were added later; scripts.make_datalist renews it\n"
+    assert capsys.readouterr().err == warning
 
 
-def test_what_is_no_datalist_is_told(trial, tmp_path):
+def test_what_is_no_datalist_is_reported(trial, tmp_path):
     root = trial(placebo=3)
     with pytest.raises(InputError, match="datalist.json: no datalist with 'tests' in it; make it with scripts"):
         load_split(root, "tests")
@@ -90,6 +94,64 @@ def test_what_is_no_datalist_is_told(trial, tmp_path):
     (tmp_path / "half.json").write_text('{"test": [')
     with pytest.raises(InputError, match="half.json: no datalist"):
         load_split(root, "test", tmp_path / "half.json")
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        (3, "the item 3 has no image or no case"),
+        ({"case": "sub-0001"}, "has no image or no case"),
+        ({"image": ["sub-0001"], "case": "sub-0001"}, "has no image or no case"),
+        ({"image": "sub-0001", "case": "sub-0001", "arm": "2"}, "sub-0001: .*unknown treatment arm '2'.*correct the"),
+        ({"image": "sub-0001", "case": "sub-0001", "active": "yes"}, "sub-0001: .*active is 'yes'; write true"),
+        ({"image": "../sub-0001", "case": "sub-0001"}, "sub-0001: .*'../sub-0001' lies outside the data set"),
+        ({"image": "/elsewhere/sub-0001", "case": "sub-0001"}, "lies outside the data set"),
+    ],
+)
+def test_a_wrong_item_is_one_line(trial, item, message):
+    root = trial(placebo=3)
+    (root / "datalist.json").write_text(json.dumps({"training": [item], "validation": [], "test": []}))
+    with pytest.raises(InputError, match=f"datalist.json: .*{message}|{message}") as error:
+        load_split(root, "all")
+    assert "datalist.json" in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '{"test": 3}', "[" * 100_000, "\0"])
+def test_json_that_is_no_datalist_is_one_line(trial, content):
+    root = trial(placebo=3)
+    (root / "datalist.json").write_text(content)
+    with pytest.raises(InputError, match="datalist.json: no datalist with 'test' in it"):
+        load_split(root, "test")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"validation": 1}, {"test": -0.1}, {"validation": 0.5, "test": 0.5}, {"seed": 1.5}, {"validation": "x"}],
+)
+def test_settings_out_of_range(trial, settings):
+    with pytest.raises(InputError, match="correct --(validation|test|seed)"):
+        make_datalist(trial(placebo=3), **settings)
+
+
+def test_activity_is_stratified_and_fractions_can_be_set(trial, monkeypatch):
+    """Of 60 patients of one arm the 6 who are active are in every split in proportion."""
+    root = trial(placebo=60)
+    monkeypatch.setattr("bundle.data.datalist._active", lambda case: int(case.id[4:]) % 10 == 0)
+    datalist = make_datalist(root, validation=1 / 3, test=1 / 6)
+    assert {split: len(datalist[split]) for split in SPLITS} == {"training": 30, "validation": 20, "test": 10}
+    assert [sum(item["active"] for item in datalist[split]) for split in SPLITS] == [3, 2, 1]
+    none = make_datalist(root, validation=0, test=0)
+    assert [len(none[split]) for split in SPLITS] == [60, 0, 0]
+
+
+def test_sessions_of_other_names_are_found(trial):
+    root = trial(placebo=3)
+    for path in root.glob("sub-*/ses-w000"):
+        path.rename(path.with_name("ses-1"))
+    for path in root.glob("sub-*/ses-1/anat/*"):
+        path.rename(path.with_name(path.name.replace("w000", "1")))
+    assert len(make_datalist(root)["left_out"]) == 3
+    assert len(make_datalist(root, visits={"w000": "ses-1"})["left_out"]) == 0
 
 
 def items_of(active, inactive, unknown=0):

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bundle.data.volumes import Volume
+from bundle.lesions import Volume
 from scripts.lesion_survival import FINE, KERNELS, OWN_VOLUME, SETTINGS, measure_mask, summarise
 
 AFFINE = FINE.affine(np.zeros(3))

@@ -47,5 +47,5 @@ def test_ours_and_plain_train_the_same_samples(trial, tmp_path):
         ("stage 1", "ours"), ("stage 1", "plain fp32 loop"), ("stage 2", "ours"), ("stage 2", "plain fp32 loop"),
     ]  # fmt: skip
     for row in rows:
-        assert row["samples_per_second"] > 0 and 0 < row["share_waiting_for_data"] < 1
+        assert row["samples_per_second"] > 0 and 0 < row["fraction_waiting_for_data"] < 1
         assert row["name"] == "ours" or row["speedup_over_plain"] == 1

@@ -181,4 +181,4 @@ def test_old_lesions_are_larger_next_to_the_ventricles():
 
 def test_a_spatial_law_needs_a_weight_for_every_kind_of_territory():
     with pytest.raises(ValueError, match="territory_weights must be 7"):
-        Protocol(territory_weights=(0.5, 0.5)).dirichlet
+        _ = Protocol(territory_weights=(0.5, 0.5)).dirichlet

@@ -209,7 +209,7 @@ def test_places_are_calibrated_over_a_trial():
         new = [e.territory for e, _ in zip(history.events[1], history.weeks[0][1])]
         if new:
             told = oracle._places(observe(history, 0, PROTOCOL))
-            z.append((np.bincount(new, minlength=NUM_TERRITORIES) - len(new) * told))
+            z.append(np.bincount(new, minlength=NUM_TERRITORIES) - len(new) * told)
             gain += np.log(told[new] / (PROTOCOL.dirichlet / PROTOCOL.concentration)[new]).tolist()
     z = np.array(z)
     assert (abs(z.sum(0)) < 4 * np.sqrt((z**2).sum(0))).all()

@@ -20,7 +20,7 @@ def mask():
 
 
 def read(reader, mask, seed=0):
-    return reader({key: mask for key in KEYS}, np.random.default_rng(seed))
+    return reader(dict.fromkeys(KEYS, mask), np.random.default_rng(seed))
 
 
 def test_a_careful_reader_writes_the_truth(mask):

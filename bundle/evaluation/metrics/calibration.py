@@ -1,0 +1,61 @@
+"""Can the probabilities be trusted: P(active) and the heatmap against observed frequencies."""
+
+import numpy as np
+
+from bundle.evaluation.metrics.base import Metric, mean_over_draws, ratio_of_sums
+from bundle.evaluation.scoring import Scores
+from bundle.metrics import Values, calibration_error, weighted_mean
+
+PROBABILITY_BINS = np.linspace(0, 1, 11)  # of P(active)
+HEATMAP_BINS = np.r_[0, np.arange(1, 1001, 50)]  # first of `bundle.evaluation.scoring.BIN_EDGES` that are pooled
+
+
+class ActivityBrier(Metric):
+    """Mean over patients of (P(active) - active)^2; in [0, 1], 0 is perfect."""
+
+    name, score, higher_is_better = "Brier score of P(active)", "p_active", False
+
+    def compute(self, scores: Scores, weights: Values) -> Values:
+        return mean_over_draws(lambda p: weighted_mean(np.square(p - scores.active), weights), scores[self.score])
+
+
+class ActivityCalibrationError(Metric):
+    """Expected calibration error of P(active) in ten bins of .1; in [0, 1], biased upwards in small samples."""
+
+    name, score, higher_is_better, by_arm = "calibration error of P(active)", "p_active", False, False
+    has_gap = False
+
+    def compute(self, scores: Scores, weights: Values) -> Values:
+        return mean_over_draws(lambda p: calibration_error(*activity_bins(p, scores, weights)), scores[self.score])
+
+
+class HeatmapCalibrationError(Metric):
+    """Expected calibration error of the heatmap in 21 bins (0, then equal steps of the logarithm); in [0, 1]."""
+
+    name, score, higher_is_better, by_arm = "calibration error of the heatmap", "voxels", False, False
+    has_gap = False
+
+    def compute(self, scores: Scores, weights: Values) -> Values:
+        return calibration_error(*heatmap_bins(scores, weights))
+
+
+class VolumeRatio(Metric):
+    """Sum of the heatmaps / number of lesion voxels, all patients together; 1 is perfect. NaN without lesion voxels."""
+
+    name, score, higher_is_better = "forecast / true lesion volume", "voxels", None
+
+    def compute(self, scores: Scores, weights: Values) -> Values:
+        return ratio_of_sums(scores["forecast_voxels"], scores["lesion_voxels"], weights)
+
+
+def activity_bins(p: Values, scores: Scores, weights: Values) -> list[Values]:
+    """(B, 10) each: patients of a bin, sum of their probabilities p (N,), number of active patients."""
+    bins = np.clip(np.searchsorted(PROBABILITY_BINS, p, side="right") - 1, 0, len(PROBABILITY_BINS) - 2)
+    of_bin = (bins[:, None] == np.arange(len(PROBABILITY_BINS) - 1)).astype(float)
+    return [weights @ of_bin, weights @ (of_bin * p[:, None]), weights @ (of_bin * scores.active[:, None])]
+
+
+def heatmap_bins(scores: Scores, weights: Values) -> list[Values]:
+    """(B, 21) each: voxels of a bin, sum of their probabilities, number of lesion voxels."""
+    names = ("voxels", "forecast_voxels", "lesion_voxels")
+    return [np.add.reduceat(weights @ scores[name], HEATMAP_BINS, axis=-1) for name in names]

@@ -1,0 +1,255 @@
+"""The run ids `evaluating` and `comparing`: score, tabulate, draw and write a report."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from bundle.data.bids import checked_arm
+from bundle.data.datalist import load_split, with_outcome
+from bundle.errors import Guard, InputError, warn
+from bundle.evaluation import charts, slices
+from bundle.evaluation.cases import Evaluation
+from bundle.evaluation.effects import complete_patients, effects_table, expected_counts, forecast_arms, true_counts
+from bundle.evaluation.metrics import TABLES
+from bundle.evaluation.recalibration import Recalibration
+from bundle.evaluation.report import Report
+from bundle.evaluation.scoring import Scores
+from bundle.evaluation.tables import all_tables
+from bundle.forecasters.base import Forecaster, Role, ensembles
+from bundle.runtime import sharing
+
+RECALIBRATED = ", recalibrated"  # ends the name of a forecaster whose P(active) has been corrected
+
+
+def select(
+    names: Sequence[str] | str, registry: Mapping[str, Forecaster], dataset_dir: str | Path
+) -> dict[str, Forecaster]:
+    """The forecasters of these names, with the floors and, on a simulated trial, the ceilings of the scale.
+
+    Raises:
+        InputError: a name that is not in the registry.
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    for name in names:
+        if name not in registry:
+            raise InputError(f"no forecaster {name!r}", f"choose from {', '.join(registry)}")
+    simulated = is_simulated(dataset_dir)
+
+    def wanted(name: str, role: Role) -> bool:
+        if role is Role.CEILING:
+            return simulated
+        return name in names or role is Role.FLOOR
+
+    return {name: forecaster for name, forecaster in registry.items() if wanted(name, forecaster.role)}
+
+
+def is_simulated(dataset_dir: str | Path) -> bool:
+    """Whether the data set comes with the potential outcomes of a simulation."""
+    return (Path(dataset_dir) / "derivatives" / "truth").is_dir()
+
+
+def evaluate(
+    evaluation: Evaluation,
+    calibration_split: str,
+    comparison: Evaluation,
+    compared_patients: int,
+    figure_members: int,
+    case: str | None = None,
+) -> None:
+    """Score, tabulate, draw and write; ends the program with exit code 1 if a patient was left out.
+
+    Args:
+        evaluation: on the split that the report is about; the report goes to its `output_dir`.
+        calibration_split: on which the model's P(active) is corrected; "none" for no correction.
+        comparison: of treatments, by forecasters from w000 alone.
+        compared_patients: number of its items used; none if the trial is not a simulated one.
+        figure_members: size of the ensemble shown in the figures of one patient.
+        case: that patient; by default the one whose number of new lesions is nearest to 5.
+
+    Raises:
+        InputError: an argument is out of range.
+    """
+    check_whole("compared_patients", compared_patients, 0)
+    check_whole("figure_members", figure_members, 1)
+    check_case(case, evaluation.items)
+    model = model_of(evaluation.forecasters)
+    calibration = None
+    if calibration_split != "none" and model is not None:
+        items = with_outcome(load_split(evaluation.dataset_dir, calibration_split, visits=evaluation.read.visits))
+        calibration = replace(evaluation, items=items, forecasters={model: evaluation.forecasters[model]})
+    comparison = _first(comparison, compared_patients)
+    with sharing() as (rank, world):
+        evaluation.score(rank, world)
+        if calibration is not None:
+            calibration.score(rank, world)
+        forecast_arms(comparison, rank, world)
+    if rank == 0:
+        scores = evaluation.scores()
+        if calibration is not None:
+            known = calibration.scores()[model]
+            if 0 < known.active.sum() < len(known.cases):
+                scores[f"{model}{RECALIBRATED}"] = Recalibration(known)(scores[model])
+            else:
+                warn(f"not recalibrated: the patients of {calibration_split!r} are all active or all inactive")
+        effects, notes = _effects(comparison)
+        tables = all_tables(scores) | effects
+        figures = _charts(scores, tables)
+        if model is not None:
+            figures |= _patient_figures(evaluation, scores[model], model, figure_members, case)
+        notes += _left_out(evaluation.guard)
+        report = Report(tables, figures, _facts(evaluation, scores), notes)
+        print(f"report: {report.write(evaluation.output_dir)}")
+    _exit_code(evaluation.guard)
+
+
+def compare_arms(comparison: Evaluation, compared_patients: int, case: str | None = None) -> None:
+    """Forecast from w000 alone under all six arms, measure the effects on a simulated trial, and write a report.
+
+    Args:
+        comparison: of forecasters from w000 alone.
+        compared_patients: number of its items measured; none if the trial is not a simulated one.
+        case: the patient of the figure, by default the first.
+
+    Raises:
+        InputError: an argument is out of range, or there is no model among the forecasters.
+    """
+    check_whole("compared_patients", compared_patients, 0)
+    check_case(case, comparison.items)
+    model = model_of(comparison.forecasters)
+    if model is None:
+        raise InputError("no weights of the model of w000 alone", "train it, or give their path with --weights_w000")
+    compared = _first(comparison, compared_patients)
+    with sharing() as (rank, world):
+        forecast_arms(compared, rank, world)
+    if rank == 0:
+        item = next((item for item in comparison.items if item["case"] == case), comparison.items[0])
+        patient = comparison.read(item).patient
+        figure = slices.six_arms(patient.volume("flair_w000"), patient.brain, comparison.under_each_arm(model, item))
+        facts = f"{len(compared.items)} patients of {Path(comparison.dataset_dir).name}, forecast from w000 alone."
+        tables, notes = _effects(compared)
+        report = Report(tables, {"arms": figure}, facts, notes + _left_out(comparison.guard))
+        print(f"report: {report.write(comparison.output_dir)}")
+    _exit_code(comparison.guard)
+
+
+def model_of(forecasters: Mapping[str, Forecaster]) -> str | None:
+    """Name of the first model that draws members: it is recalibrated and shown in the figures of one patient."""
+    return next((name for name, f in ensembles(forecasters).items() if f.role is Role.MODEL), None)
+
+
+def check_whole(name: str, value: Any, least: int) -> None:
+    """
+    Raises:
+        InputError: the value is not a whole number of at least `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise InputError(f"{name}={value} is not a whole number of at least {least}", f"correct --{name}")
+
+
+def check_case(case: str | None, items: Sequence[Mapping[str, Any]]) -> None:
+    """
+    Raises:
+        InputError: the patient is not among the items, or there are none.
+    """
+    if not items:
+        raise InputError(
+            "no patient of this split has a known outcome", "choose another --split, or add NET2 masks of w096"
+        )
+    if case is not None and case not in (item["case"] for item in items):
+        raise InputError("no such patient in this split", "correct --case or --split", case=str(case))
+
+
+def _exit_code(guard: Guard) -> None:
+    if guard.failures:
+        sys.exit("patients were left out, each is listed above")
+
+
+def _left_out(guard: Guard) -> list[str]:
+    """Notes of the report on patients that could not be read, in training and evaluated splits alike."""
+    return list(dict.fromkeys(f"Left out: {failure}" for failure in guard.failures))
+
+
+def _first(comparison: Evaluation, patients: int) -> Evaluation:
+    simulated = is_simulated(comparison.dataset_dir)
+    return replace(comparison, items=comparison.items[: patients if simulated else 0])
+
+
+def _effects(comparison: Evaluation) -> tuple[dict[str, pd.DataFrame], list[str]]:
+    """The table of effects and notes on it."""
+    if not comparison.items:
+        return {}, []
+    expected, true = expected_counts(comparison), true_counts(comparison)
+    complete = complete_patients(expected, true)
+    notes = []
+    if not complete.all():
+        notes = [
+            f"Effects: {(~complete).sum()} of {len(complete)} patients are left out; a forecast or truth is missing."
+        ]
+        warn(notes[0])
+    if not complete.any():
+        return {}, notes
+    given = np.array([checked_arm(item["arm"], "correct the datalist", case=item["case"]) for item in comparison.items])
+    roles = {name: forecaster.role for name, forecaster in comparison.forecasters.items()}
+    table = effects_table({name: x[complete] for name, x in expected.items()}, true[complete], given[complete], roles)
+    return {"counterfactual": table}, notes
+
+
+def _charts(scores: Mapping[str, Scores], tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
+    colours = charts.colours_of({name: s.role for name, s in scores.items()})
+    drawn = {
+        "gap_closed": charts.gap_closed({name: tables[name] for name in TABLES}, colours),
+        "roc_pr": charts.roc_and_pr(scores),
+        "counts": charts.count_scatter(scores),
+        "reliability": charts.reliability(scores),
+    }
+    if len(tables["members"]):
+        drawn["convergence"] = charts.convergence(tables["members"], colours)
+    return drawn
+
+
+def _patient_figures(
+    evaluation: Evaluation, scores: Scores, model: str, figure_members: int, case: str | None
+) -> dict[str, Figure]:
+    """Members, heatmaps and the six arms of one patient."""
+    item = _shown(evaluation, scores, case)
+    observed = evaluation.read(item)
+    flair, brain = observed.patient.volume("flair_w048"), observed.patient.brain
+    larger = {f"{model} of {figure_members}": ensembles(evaluation.forecasters)[model].with_members(figure_members)}
+    ensemble = replace(evaluation, items=[item], forecasters=larger)  # stored as all scores are
+    ensemble.score()
+    (packed,) = (of_patient["members"][0] for of_patient in ensemble.scores().values())
+    members = np.unpackbits(packed, axis=1, count=brain.size).reshape(-1, *brain.shape) > 0
+    of_arms = evaluation.under_each_arm(model, item)
+    heatmaps = {f"fraction of {figure_members} members": members.mean(axis=0)}
+    if observed.patient.arm < len(of_arms):
+        heatmaps["one-call heatmap"] = of_arms[observed.patient.arm].heatmap
+    return {
+        "members": slices.members_and_outcome(flair, brain, members, observed.outcome),
+        "heatmap": slices.heatmaps_and_outcome(flair, brain, heatmaps, observed.outcome),
+        "arms": slices.six_arms(flair, brain, of_arms),
+    }
+
+
+def _shown(evaluation: Evaluation, scores: Scores, case: str | None) -> Mapping[str, Any]:
+    nearest = scores.cases[int(np.abs(scores["true_count"] - 5).argmin())]
+    if case is not None and case not in scores.cases:
+        warn(f"{case}: could not be scored; the figures show {nearest}")
+    of_case = {item["case"]: item for item in evaluation.items}
+    return of_case[case if case in scores.cases else nearest]
+
+
+def _facts(evaluation: Evaluation, scores: Mapping[str, Scores]) -> str:
+    first = next(iter(scores.values()))
+    names = "; ".join(map(charts.display_name, scores))
+    return (
+        f"{len(first.cases)} of {len(evaluation.items)} patients of {Path(evaluation.dataset_dir).name}, "
+        f"{int(first.active.sum())} of them active, {int(first['true_count'].sum())} new or enlarging lesions. "
+        f"Forecasters: {names}."
+    )

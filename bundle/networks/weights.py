@@ -1,0 +1,90 @@
+"""Files of weights: tensors alone, loaded into a network of the same architecture or refused."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bundle.errors import InputError
+from bundle.files import not_writable, written_whole
+
+
+def bare(network: nn.Module) -> nn.Module:
+    """The network without its DistributedDataParallel wrapper."""
+    return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+
+
+def all_finite(state: Any) -> bool:
+    """Whether no tensor of a nested state holds NaN or infinity."""
+    if isinstance(state, Tensor):
+        return bool(state.isfinite().all())
+    if isinstance(state, Mapping):
+        return all(all_finite(value) for value in state.values())
+    return all(all_finite(value) for value in state) if isinstance(state, list | tuple) else True
+
+
+def save_atomically(state: Any, path: str | Path) -> None:
+    """torch.save that leaves either the old file or the complete new one, even if the machine goes down.
+
+    Raises:
+        InputError: the file cannot be written, e.g. because the disk is full.
+    """
+    try:
+        with written_whole(Path(path)) as file:
+            torch.save(state, file)
+    except OSError as error:
+        raise not_writable(Path(path), error.strerror or str(error)) from error
+
+
+def export_weights(network: nn.Module, path: str | Path) -> None:
+    """Weights alone, float16, as `models/model.pt` ships them."""
+    save_atomically({name: value.half() for name, value in network.state_dict().items()}, path)
+
+
+def read_state(path: str | Path) -> dict[str, Any]:
+    """What torch.save has written: tensors and plain values by name; nothing in the file is run as code.
+
+    Raises:
+        InputError: no file, or not such a file.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError("no weights there", "train some or give their path with --weights", file=path) from None
+    except Exception as error:  # unpickling fails in many ways on what is not a file of weights
+        raise InputError("not a file of weights, or damaged", "give a file written by training", file=path) from error
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise InputError("not a file of weights", "give a file written by training", file=path)
+    return state
+
+
+def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
+    """Load what `export_weights` wrote into a network of the same architecture.
+
+    Raises:
+        InputError: no file, not a file of weights, of another architecture, or with values that are not finite.
+    """
+    state = read_state(path)
+    with same_architecture(path):
+        bare(network).load_state_dict(state)
+    if not all_finite(state):
+        raise InputError("weights that are not finite", "give a file written by training", file=path)
+    return network
+
+
+@contextmanager
+def same_architecture(path: str | Path) -> Iterator[None]:
+    """A state from `path` is loaded in this block.
+
+    Raises:
+        InputError: it does not fit.
+    """
+    try:
+        yield
+    except Exception as error:  # torch refuses a state in many ways
+        raise InputError(
+            "weights of another architecture", "run with the configuration they were trained with", file=path
+        ) from error

@@ -1,0 +1,190 @@
+"""Members summarised to a forecast (MONAI dictionary transforms)."""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from scipy.stats import beta
+from torch import nn
+
+from bundle.errors import InputError
+from bundle.forecasters.ensemble import EnsembleInferer
+from bundle.lesions import LesionRule, voxel_volume_mm3
+
+QUANTILES = (5, 25, 50, 75, 95)
+TOLERANCE = 0.2  # by which the volumes of heatmap and members may differ before the report says so
+
+
+class ExpectHeatmapd(MapTransform):
+    """Image -> the heatmap: each voxel's expected NET2 mask, by one network call.
+
+    A new lesion is rare and may lie in many places: 20 members leave most voxels of some probability empty. Adds
+    `heatmap` (1, H, W, S) float32 in [0, 1], 0 outside `brain` (1, H, W, S).
+
+    Args:
+        keys: image (8, H, W, S).
+        network, inferer: those that draw the members.
+
+    Raises:
+        InputError: the heatmap is not finite.
+    """
+
+    def __init__(self, keys: KeysCollection = "image", *, network: nn.Module, inferer: EnsembleInferer) -> None:
+        super().__init__(keys)
+        self.network, self.inferer = network, inferer
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        output = dict(data)
+        device = next(self.network.parameters()).device
+        for key in self.key_iterator(output):
+            heatmap = self.inferer.heatmap(output[key][None].to(device), self.network).float().cpu()
+            if not heatmap.isfinite().all():
+                raise not_finite(output["case"])
+            output["heatmap"] = heatmap * output["brain"].cpu()
+        return output
+
+
+class SummariseMembersd(MapTransform):
+    """Members of one forecast -> its distribution of lesion counts, heatmap and consensus, all by one counting rule.
+
+    Args:
+        keys: members (K, H, W, S) in [0, 1], the NET2 probability on the slab of `image`.
+        rule: what counts as a lesion of a member.
+        consensus_threshold: fraction of members that must mark a voxel of the consensus.
+
+    What a member marks outside `brain` (1, H, W, S) is dropped first. Replaces the members by
+        pred: the heatmap (1, H, W, S), float32: `heatmap` where there is one (`ExpectHeatmapd`), else the fraction of
+            members with a lesion at the voxel.
+    and adds
+        heatmap: the same (H, W, S), to stay on the slab.
+        members: (K, H, W, S) bool, each member's lesions.
+        counts: (K,) int, their numbers.
+        consensus: (1, H, W, S) float32 in {0, 1}, the rule applied to the fraction of members at `consensus_threshold`.
+        forecast: see `summarise`; `WriteForecastd` completes it.
+
+    Raises:
+        InputError: a member is not finite.
+    """
+
+    def __init__(
+        self, keys: KeysCollection = "pred", rule: LesionRule | None = None, consensus_threshold: float = 0.5
+    ) -> None:
+        super().__init__(keys)
+        self.rule = rule or LesionRule()
+        self.consensus_rule = replace(self.rule, threshold=consensus_threshold)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        output = dict(data)
+        affine = output["image"].affine.numpy()
+        brain = np.asarray(output["brain"].cpu(), dtype=bool)[0]
+        for key in self.key_iterator(output):
+            members = np.asarray(output[key].detach().float().cpu())
+            if not np.isfinite(members).all():
+                raise not_finite(output["case"])
+            labels = np.stack([self.rule.label(member * brain, affine) for member in members])
+            marks, counts = labels > 0, labels.max(axis=(1, 2, 3))
+            frequency = marks.mean(axis=0, dtype=np.float32)
+            consensus = self.consensus_rule.label(frequency, affine) > 0
+            heatmap = np.asarray(output["heatmap"])[0] if "heatmap" in output else frequency
+            volumes_ml = marks.sum(axis=(1, 2, 3)) * voxel_volume_mm3(affine) / 1000
+            output |= {
+                key: _on_slab(heatmap[None], affine),
+                "heatmap": _on_slab(heatmap, affine),
+                "members": _on_slab(marks, affine),
+                "counts": counts,
+                "consensus": _on_slab(consensus[None].astype(np.float32), affine),
+                "forecast": summarise(counts, volumes_ml),
+            }
+        return output
+
+
+def not_finite(case: str) -> InputError:
+    """The error to raise where the network's output is not finite."""
+    return InputError("the network's output is not finite", "use other weights", case=case)
+
+
+def summarise(counts: np.ndarray, volumes_ml: np.ndarray) -> dict[str, Any]:
+    """The distribution of lesions over members.
+
+    Args:
+        counts: (K,) lesions of each member.
+        volumes_ml: (K,) their volume.
+
+    Returns:
+        num_members; p_active, the fraction of members with a lesion; p_active_interval, its 95 % Jeffreys interval for
+        K members (of sampling: the model's own error is not in it); count: mean, median, quantiles (counts that occur)
+        and histogram (fraction of members by count, 0 to the greatest); volume_ml: members, their mean and quantiles.
+    """
+    active = int(np.count_nonzero(counts))
+    quantiles = np.quantile(counts, np.divide(QUANTILES, 100), method="inverted_cdf")
+    count_quantiles = {str(q): int(value) for q, value in zip(QUANTILES, quantiles)}
+    volume_quantiles = np.quantile(volumes_ml, np.divide(QUANTILES, 100))
+    return {
+        "num_members": len(counts),
+        "p_active": active / len(counts),
+        "p_active_interval": list(jeffreys_interval(active, len(counts))),
+        "count": {
+            "mean": float(np.mean(counts)),
+            "median": count_quantiles["50"],
+            "quantiles": count_quantiles,
+            "histogram": {str(n): float(fraction) for n, fraction in enumerate(np.bincount(counts) / len(counts))},
+        },
+        "volume_ml": {
+            "members": {
+                "mean": float(np.mean(volumes_ml)),
+                "quantiles": {str(q): float(value) for q, value in zip(QUANTILES, volume_quantiles)},
+            }
+        },
+    }
+
+
+def differences(p_active: float, volume_ml: float, members_volume_ml: float, peak: float) -> list[str]:
+    """Where the heatmap and the members disagree, as sentences.
+
+    The heatmap is the network's expected outcome, members are samples of it; in theory the heatmap is the mean of
+    infinitely many members.
+
+    Args:
+        p_active: fraction of members with a lesion.
+        volume_ml: integral of the heatmap.
+        members_volume_ml: mean volume of the members' lesions.
+        peak: the highest voxel of the heatmap.
+
+    Returns:
+        A sentence where the volumes differ by more than `TOLERANCE`, and one where a voxel is more probable than any
+        lesion at all.
+    """
+    found = []
+    low, high = sorted((volume_ml, members_volume_ml))
+    if high > (1 + TOLERANCE) * low:
+        found.append(
+            f"The heatmap holds {volume_ml:.2f} ml, the samples {members_volume_ml:.2f} ml on average: "
+            "the expected volume and the sites are the heatmap's, the lesion count and the chance the samples'."
+        )
+    if peak > p_active:
+        found.append(
+            f"The heatmap's highest voxel has {100 * peak:.0f} %, more than the {100 * p_active:.0f} % of samples "
+            "with a lesion anywhere."
+        )
+    return found
+
+
+def jeffreys_interval(successes: int, trials: int) -> tuple[float, float]:
+    """95 % interval of a probability, closed at 0 and 1 where none or all succeed.
+
+    By scipy: statsmodels, which has it too, takes longer to import than the first patient to read.
+
+    References:
+        Brown, Cai, DasGupta 2001, Interval Estimation for a Binomial Proportion, section 3.1.
+    """
+    low, high = beta.interval(0.95, successes + 0.5, trials - successes + 0.5)
+    return (float(low) if successes else 0.0), (float(high) if successes < trials else 1.0)
+
+
+def _on_slab(values: np.ndarray, affine: np.ndarray) -> MetaTensor:
+    return MetaTensor(torch.from_numpy(values), affine=torch.from_numpy(affine))

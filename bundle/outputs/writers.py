@@ -1,0 +1,244 @@
+"""The files of a case (MONAI dictionary transforms)."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Hashable, Mapping
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import monai
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from bundle import __version__
+from bundle.arms import CLASSES
+from bundle.data.bids import find_case
+from bundle.data.transforms import plain_inputs
+from bundle.data.volumes import read_flair, read_mask, read_volume
+from bundle.files import check_writable, nifti_bytes, not_writable, write_together
+from bundle.forecasters.ensemble import EnsembleInferer
+from bundle.lesions import LesionRule, Volume, lesion_table, voxel_volume_mm3
+from bundle.outputs.coverage import axial_axis, covered_fractions, covered_voxels, field_of_view
+from bundle.outputs.page import NOTICE, forecast_page
+from bundle.outputs.sites import likely_sites
+from bundle.outputs.summary import differences
+
+SCHEMA_VERSION = "2.0"
+DESCRIPTION = "Research use only; forecast of NET2 lesions"  # at most 79 characters: `descrip` of NIfTI
+INTERVAL_COVERS = "the sampling error of this number of members only, not the model's own error"
+
+
+class WriteForecastd(MapTransform):
+    """Writes the heatmap, the consensus mask, the report and the page of one case, all four or none.
+
+    Args:
+        keys: heatmap (1, X, Y, Z) on the grid of the patient's FLAIR, as `RestoreNatived` leaves it; "consensus" must
+            have been restored with it.
+        output_dir: gets a folder per case.
+        inferer: that drew the members; its settings are written into the report.
+        weights: file of the network's weights, identified in the report by its sha256.
+
+    Files: <output_dir>/<case>/<case>_desc-net2_{probseg.nii.gz,mask.nii.gz,forecast.json,forecast.png}, where the arms
+    are compared <case>_arm-<arm>_desc-net2_...; earlier ones are replaced.
+    Adds `forecast` as written to JSON (docs/reference/forecast.md) and `files`, their paths.
+
+    Raises:
+        InputError: the output folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "pred",
+        *,
+        output_dir: str | Path,
+        inferer: EnsembleInferer,
+        weights: str | Path | None = None,
+    ) -> None:
+        super().__init__(keys)
+        self.output_dir = writable_folder(output_dir)
+        self.inferer, self.weights = inferer, weights
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        output = dict(data)
+        for key in self.key_iterator(output):
+            forecast, files = self._make(output, output[key])
+            prefix = case_prefix(output)
+            files = {f"{prefix}_desc-net2_{suffix}": content for suffix, content in files.items()}
+            output |= {"forecast": forecast, "files": write_case(self.output_dir, output["case"], files)}
+        return output
+
+    def _make(self, data: Mapping[Hashable, Any], native: MetaTensor) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """The report, and the bytes of the files by the end of their names."""
+        path, affine = Path(native.meta["filename_or_obj"]), native.affine.numpy()
+        heatmap = native.numpy()[0].clip(0, 1)
+        consensus = data["consensus"].numpy()[0] >= 0.5
+        brain = data["native_brain"].numpy()[0] > 0
+        case = find_case(path, data.get("dataset_dir"), CLASSES[int(data["arm"])], data["inputs"]["session"])
+        slab, members = (Volume(data[name].numpy(), data["image"].affine.numpy()) for name in ("heatmap", "members"))
+        dseg = None
+        if case.dseg is not None:
+            dseg = read_volume(case.dseg, case.id)
+        covered, axis = covered_voxels(Volume(heatmap, affine), slab), axial_axis(affine)
+        # The rule has been applied on the slab; on this grid the lesions only need to be told apart.
+        lesions = Volume(LesionRule().label(consensus, affine), affine)
+        summary = data["forecast"]
+        volume_ml = float(heatmap.sum(dtype=np.float64) * voxel_volume_mm3(affine) / 1000)
+        members_ml = summary["volume_ml"]["members"]
+        forecast = _heading(data) | _rounded(
+            {
+                **summary,
+                "p_active_interval_covers": INTERVAL_COVERS,
+                "volume_ml": {"mean": volume_ml, "members": members_ml},
+                "differences": differences(
+                    summary["p_active"], volume_ml, members_ml["mean"], float(slab.values.max(initial=0))
+                ),
+                "lesions": [asdict(lesion) for lesion in lesion_table(lesions, dseg=dseg, members=members)],
+                "likely_sites": [asdict(site) for site in likely_sites(slab, np.asarray(data["counts"]), dseg=dseg)],
+                "field_of_view": field_of_view(covered_fractions(covered, brain, axis), axis),
+            }
+        )
+        forecast |= _provenance(data, self.inferer, self.weights)
+        visit = next(name for name, volume in case.volumes.items() if volume.name == path.name).removeprefix("flair_")
+        old = case.volumes.get(f"t2_{visit}")
+        page = forecast_page(
+            read_flair(path, case.id),
+            heatmap,
+            consensus,
+            forecast,
+            brain=brain,
+            covered=covered,
+            old_lesions=None if old is None else read_mask(old, case.id).values,
+        )
+        return forecast, {
+            "probseg.nii.gz": nifti_bytes(heatmap.astype(np.float32), path, DESCRIPTION),
+            "mask.nii.gz": nifti_bytes(consensus.astype(np.uint8), path, DESCRIPTION),
+            "forecast.json": json_bytes(forecast),
+            "forecast.png": page,
+        }
+
+
+class WritePreviewd(MapTransform):
+    """Writes a heatmap alone, with its notice: <output_dir>/<case>/<case>_desc-preview_probseg.{nii.gz,json}.
+
+    Args:
+        keys: heatmap (1, X, Y, Z) on the grid of the patient's FLAIR, as `RestoreNatived` leaves it.
+        output_dir: gets a folder per case.
+        inferer: that made the heatmap; its settings are written into the JSON file.
+        weights: file of the network's weights, identified in the JSON file by its sha256.
+
+    Adds `files`, their paths.
+
+    Raises:
+        InputError: the output folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "heatmap",
+        *,
+        output_dir: str | Path,
+        inferer: EnsembleInferer,
+        weights: str | Path | None = None,
+    ) -> None:
+        super().__init__(keys)
+        self.output_dir = writable_folder(output_dir)
+        self.inferer, self.weights = inferer, weights
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        output = dict(data)
+        for key in self.key_iterator(output):
+            heatmap, path = output[key].numpy()[0].clip(0, 1), Path(output[key].meta["filename_or_obj"])
+            volume_ml = float(heatmap.sum(dtype=np.float64) * voxel_volume_mm3(output[key].affine.numpy()) / 1000)
+            report = _heading(output) | _rounded({"volume_ml": {"mean": volume_ml}})
+            report |= _provenance(output, self.inferer, self.weights)
+            files = {
+                "probseg.nii.gz": nifti_bytes(heatmap, path, DESCRIPTION),
+                "probseg.json": json_bytes(report),
+            }
+            prefix = case_prefix(output)
+            files = {f"{prefix}_desc-preview_{suffix}": content for suffix, content in files.items()}
+            output["files"] = write_case(self.output_dir, output["case"], files)
+        return output
+
+
+def case_prefix(data: Mapping[Hashable, Any]) -> str:
+    """How the names of a case's files begin; where arms are compared with the arm in it."""
+    arm = f"_arm-{arm_entity(CLASSES[int(data['arm'])])}" if "reference_arm" in data else ""
+    return f"{data['case']}{arm}"
+
+
+def arm_entity(arm: str) -> str:
+    """The arm as a BIDS entity may hold it, letters and digits only: "interferon_beta_1a" -> "interferonbeta1a"."""
+    return arm.replace("_", "")
+
+
+def writable_folder(output_dir: str | Path) -> Path:
+    """The output folder, refused before any work if it cannot be written.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    folder = Path(str(output_dir))  # the command line reads --output_dir 123 as a number
+    check_writable(folder)
+    return folder
+
+
+def write_case(output_dir: Path, case: str, files: Mapping[str, bytes]) -> list[Path]:
+    """Writes files of a case, content by name, all or none; returns their paths.
+
+    Raises:
+        InputError: they cannot be written.
+    """
+    folder = output_dir / case
+    try:
+        return write_together(folder, files)
+    except OSError as error:
+        raise not_writable(folder, error.strerror, case) from error
+
+
+def json_bytes(report: Mapping[str, Any]) -> bytes:
+    """A report as an indented JSON file."""
+    return (json.dumps(report, indent=2) + "\n").encode()
+
+
+def _heading(data: Mapping[Hashable, Any]) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "notice": NOTICE,
+        "case": data["case"],
+        "arm": CLASSES[int(data["arm"])],
+    }
+
+
+def _provenance(data: Mapping[Hashable, Any], inferer: EnsembleInferer, weights: str | Path | None) -> dict[str, Any]:
+    """What a map was made of, and how."""
+    inputs, warnings = plain_inputs(data)
+    return {
+        "inputs": inputs,
+        "warnings": warnings,
+        "sampling": inferer.settings.as_dict(),
+        "weights_sha256": None if weights is None else _sha256(Path(weights)),
+        "versions": {
+            "bundle": __version__,
+            "monai": monai.__version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+@cache
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _rounded(report: dict[str, Any]) -> dict[str, Any]:
+    """The report with plain JSON types, floats to four decimals."""
+    return json.loads(json.dumps(report), parse_float=lambda number: round(float(number), 4))

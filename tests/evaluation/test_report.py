@@ -1,0 +1,372 @@
+"""The whole evaluation as a user runs it, on a simulated trial with a tiny network: once, and many checks on it."""
+
+import copy
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import monai.bundle
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, TINY, bundle_config, start_bundle
+
+from bundle.arms import ARMS
+from bundle.data.bids import find_case
+from bundle.data.datalist import load_split
+from bundle.errors import InputError
+from bundle.evaluation.report import FIGURES
+from bundle.evaluation.run import compare_arms, evaluate, select
+from bundle.evaluation.tables import COLUMNS
+from bundle.forecasters.base import SCORED_REGIONS, Role
+from bundle.forecasters.ensemble import Diffusion
+from bundle.networks.weights import load_weights
+
+FEW = TINY | {
+    "num_members": 3,
+    "num_steps": 2,
+    "split": "all",
+    "calibration_split": "training",
+    "compared_patients": 4,
+    "figure_members": 5,
+    "weights_w000": "none",
+}
+TABLES = ("regions", "activity", "log_count", "where", "detection", "calibration", "counts", "counterfactual")
+ALL_FIGURES = {"gap_closed", *(name for figures in FIGURES.values() for name in figures)}
+
+
+EVALUATE = ("inference.json", "evaluate.json")
+COUNTERFACTUAL = ("train.json", *EVALUATE, "counterfactual.json")
+
+
+@pytest.fixture(scope="module")
+def configure(trial, tiny_weights):
+    """The configuration of an evaluation with the tiny network; its objects are made when they are asked for."""
+
+    def configure(output_dir, **overrides):
+        paths = {"dataset_dir": str(trial), "weights": str(tiny_weights), "output_dir": str(output_dir)}
+        return bundle_config(*EVALUATE, **FEW | paths | overrides)
+
+    return configure
+
+
+@pytest.fixture(scope="module")
+def weights_w000(tiny_weights, tmp_path_factory):
+    """Of another model than `tiny_weights`."""
+    path = tmp_path_factory.mktemp("weights") / "model_w000.pt"
+    state = torch.load(tiny_weights, weights_only=True)
+    torch.save({name: value.flip(0) for name, value in state.items()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def config(configure, weights_w000, tmp_path_factory):
+    """The configuration of the evaluation that has been run."""
+    config = configure(tmp_path_factory.mktemp("evaluated"), weights_w000=str(weights_w000))
+    config.get_parsed_content("evaluating")
+    return config
+
+
+@pytest.fixture(scope="module")
+def evaluated(config):
+    """The folder of the evaluation that has been run."""
+    return Path(config["output_dir"])
+
+
+def rows(folder, name, **where):
+    table = pd.read_csv(folder / "tables" / f"{name}.csv")
+    for column, value in where.items():
+        table = table[table[column] == value]
+    return table
+
+
+def value(folder, table, metric, forecaster, arm="all"):
+    (found,) = rows(folder, table, metric=metric, forecaster=forecaster, arm=arm).value
+    return found
+
+
+def stored(folder, name):
+    """Scores by case."""
+    return {file.stem: np.load(file) for file in sorted((folder / "cases" / name).glob("*.npz"))}
+
+
+def test_every_table_and_figure_is_written(evaluated):
+    for name in TABLES:
+        table = rows(evaluated, name)
+        assert tuple(table.columns) == COLUMNS and len(table)
+        assert len(json.loads((evaluated / "tables" / f"{name}.json").read_text())) == len(table)
+    assert {path.stem for path in (evaluated / "figures").iterdir()} == ALL_FIGURES
+    for name in ALL_FIGURES:
+        assert (evaluated / "figures" / f"{name}.png").read_bytes()[1:4] == b"PNG"
+        assert b"<svg" in (evaluated / "figures" / f"{name}.svg").read_bytes()[:2000]
+
+
+def test_the_page_opens_offline_and_names_everything(evaluated):
+    page = (evaluated / "report.html").read_text()
+    assert not re.search(r'(src|href)="(?!data:|#)', page) and "@import" not in page and "<script" not in page
+    assert page.count("data:image/png;base64,") == len(ALL_FIGURES)
+    for text in (
+        "Research use only",
+        "balanced accuracy, cortex",
+        "interferon beta 1a",
+        "diffusion - best baseline",
+        "log(1 + count)",
+        "PEHE",
+        "95 % interval over patients",
+        "12 of 12 patients",
+    ):
+        assert text in page, text
+    links, targets = (set(re.findall(pattern, page)) for pattern in (r'href="#([a-z_]+)"', r'id="([a-z_]+)"'))
+    assert links == targets and {"activity", "counterfactual", "members"} <= links
+
+
+def test_a_page_is_wide_enough_for_its_tables(evaluated):
+    page = (evaluated / "report.html").read_text()
+    headings = [row.count("<th>") for row in re.findall(r"<tr><th>.*?</tr>", page)]
+    assert headings and max(headings) <= 1 + 8
+    assert "<td>placebo - ocrelizumab (n=4)</td>" in page  # pairs of treatments are rows
+    fractions = [int(fraction) for fraction in re.findall(r"<b>(-?\d+)%</b>", page)]
+    assert fractions and max(map(abs, fractions)) < 1000 and "<b>-0%</b>" not in page
+
+
+def test_all_forecasters_are_side_by_side_with_n(evaluated):
+    everyone = rows(evaluated, "activity", metric="AUC", arm="all").set_index("forecaster")
+    forecasters = {"oracle", "population", "no_new_lesions", "persistence", "frequency_map", "regression", "truth"}
+    assert forecasters | {"diffusion", "diffusion, recalibrated"} <= set(everyone.index)
+    assert (everyone.n == 12).all() and any(name.startswith("diffusion - ") for name in everyone.index)
+    assert "average_count" in set(rows(evaluated, "log_count").forecaster)
+    assert {"all", "ocrelizumab"} < set(rows(evaluated, "activity").arm) <= {"all", *ARMS}
+
+
+def test_the_figures_show_a_larger_ensemble_whose_first_members_are_the_same(evaluated):
+    ((case, shown),) = stored(evaluated, "diffusion of 5").items()
+    assert len(shown["members"]) == 5
+    assert np.array_equal(shown["members"][:3], stored(evaluated, "diffusion")[case]["members"])
+
+
+def test_two_models_in_one_evaluation_keep_their_own_weights(config, evaluated, tiny_weights, weights_w000):
+    """What is stored of each is what a model made from its weights alone forecasts."""
+    evaluation, comparison, rule = (
+        config.get_parsed_content(name) for name in ("evaluation", "comparison", "lesion_rule")
+    )
+
+    def alone(weights):
+        network = load_weights(copy.deepcopy(config.get_parsed_content("network_def")), weights)
+        return Diffusion(network.eval(), config.get_parsed_content("inferer"), rule)
+
+    patient = evaluation.read(evaluation.items[0]).patient
+    (forecast,) = alone(tiny_weights)(patient)
+    packed = np.packbits(forecast.members.reshape(3, -1), axis=1)
+    assert np.array_equal(stored(evaluated, "diffusion")[patient.case]["members"], packed)
+    patient = comparison.read(comparison.items[0]).patient
+    expected = alone(weights_w000).heatmap(patient)
+    kept = stored(evaluated / "from_w000", f"diffusion under {ARMS[patient.arm]}")[patient.case]["heatmap"]
+    np.testing.assert_array_equal(kept, expected)
+    assert not np.array_equal(kept, alone(tiny_weights).heatmap(patient))
+
+
+PERFECT = [
+    ("activity", "AUC", 1),
+    ("activity", "average precision", 1),
+    ("log_count", "mean squared error of log(1 + count)", 0),
+    ("detection", "lesion F1", 1),
+    ("detection", "voxel average precision", 1),
+    ("detection", "voxel Brier score", 0),
+    ("calibration", "Brier score of P(active)", 0),
+    ("calibration", "calibration error of the heatmap", 0),
+    ("counts", "CRPS of the count", 0),
+    ("counts", "coverage of the 80 % interval", 1),
+    ("regions", f"F1, {SCORED_REGIONS[0]}", 1),
+    ("regions", f"balanced accuracy, {SCORED_REGIONS[0]}", 1),
+]
+
+
+@pytest.mark.parametrize(("table", "metric", "perfect"), PERFECT)
+def test_truth_reaches_the_perfect_score(evaluated, table, metric, perfect):
+    assert value(evaluated, table, metric, "truth") == pytest.approx(perfect, abs=1e-9)
+
+
+def test_the_oracle_is_the_ceiling_and_the_population_as_probabilities_the_floor(evaluated):
+    for name in TABLES:
+        assert (rows(evaluated, name, role="ceiling").gap_closed.dropna() == 1).all()
+    assert (rows(evaluated, "activity", forecaster="frequency_map").gap_closed.dropna() == 0).all()
+
+
+def test_a_constant_has_the_scores_of_chance(evaluated):
+    assert value(evaluated, "activity", "AUC", "no_new_lesions") == 0.5
+    true = rows(evaluated, "counts", metric="mean true count", arm="all").value.iloc[0]
+    assert value(evaluated, "counts", "CRPS of the count", "no_new_lesions") == pytest.approx(true)
+    assert value(evaluated, "regions", "recall, cerebral white matter", "no_new_lesions") == 0
+    assert value(evaluated, "regions", "balanced accuracy, cerebral white matter", "no_new_lesions") == 0.5
+
+
+def test_effects_are_measured_for_the_model_beside_baselines_and_oracle(evaluated):
+    table = rows(evaluated, "counterfactual", metric="PEHE")
+    forecasters = set(table[~table.role.str.startswith("minus")].forecaster)
+    assert forecasters == {"population", "regression", "oracle", "diffusion"} and len(table.arm.unique()) == 15
+    assert (table.n == 4).all()
+
+
+def test_a_replaced_scan_is_scored_again_and_no_other(config, evaluated):
+    """The scan is given another time, and its own again: nothing is left changed for the other tests."""
+    evaluation = config.get_parsed_content("evaluation")
+    scan = find_case(evaluation.items[0]["image"], arm="placebo").volumes["t2_w048"]
+    times = scan.stat().st_atime_ns, scan.stat().st_mtime_ns
+    missing = []
+    for mtime in (times[1] + 10**9, times[1]):
+        os.utime(scan, ns=(times[0], mtime))
+        cases = [s["case"] for s in evaluation.items if evaluation._stored(s) is None]
+        missing.append(cases)
+    assert missing == [[evaluation.items[0]["case"]], []]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"compared_patients": -1},
+            "compared_patients=-1 is not a whole number of at least 0; correct --compared_patients",
+        ),
+        ({"compared_patients": 1.5}, "compared_patients=1.5 is not a whole number"),
+        ({"figure_members": 0}, "figure_members=0 is not a whole number of at least 1"),
+        ({"case": "sub-9999"}, "sub-9999: no such patient in this split; correct --case or --split"),
+        ({"calibration_split": "magic"}, "no datalist with 'magic' in it"),
+    ],
+)
+def test_arguments_out_of_range_are_one_line_before_any_work(config, overrides, message):
+    arguments = {name: config[name] for name in ("calibration_split", "compared_patients", "figure_members", "case")}
+    evaluation, comparison = (config.get_parsed_content(name) for name in ("evaluation", "comparison"))
+    with pytest.raises(InputError, match=re.escape(message)):
+        evaluate(evaluation, comparison=comparison, **arguments | overrides)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[1, 2]", '{"test": 3}', '{"test": [1]}', '{"test": [{"case": 1}]}', '{"test": {"a": 1}}', "\0"]
+)
+def test_a_broken_datalist_is_one_line(configure, tmp_path, content):
+    (tmp_path / "sub-1").mkdir()
+    (tmp_path / "datalist.json").write_text(content)
+    with pytest.raises(Exception) as caught:
+        configure(tmp_path / "out", dataset_dir=str(tmp_path), split="test").get_parsed_content("evaluating")
+    error = caught.value
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    assert error is not None and "\n" not in str(error)
+
+
+class Named:
+    def __init__(self, role):
+        self.role = role
+
+
+def test_floor_and_ceiling_are_always_evaluated_where_they_can_be(tmp_path):
+    registry = {"a floor": Named(Role.FLOOR), "a ceiling": Named(Role.CEILING)}
+    registry |= {name: Named(Role.MODEL) for name in ("diffusion", "another")}
+    assert set(select("diffusion", registry, tmp_path)) == {"diffusion", "a floor"}
+    assert set(select(["a ceiling"], registry, tmp_path)) == {"a floor"}
+    (tmp_path / "derivatives" / "truth").mkdir(parents=True)
+    assert set(select(["diffusion"], registry, tmp_path)) == {"diffusion", "a floor", "a ceiling"}
+    with pytest.raises(InputError, match="no forecaster 'magic'; choose from a floor, a ceiling"):
+        select(["magic"], registry, tmp_path)
+
+
+def test_without_weights_of_w000_there_is_nothing_to_compare(trial, tmp_path):
+    settings = {"dataset_dir": str(trial), "output_dir": str(tmp_path / "out"), "split": "all", "weights_w000": "none"}
+    comparison = bundle_config(*COUNTERFACTUAL, **TINY, **settings).get_parsed_content("comparison")
+    with pytest.raises(InputError, match="no weights of the model of w000 alone; train it, or give their path"):
+        compare_arms(comparison, 4)
+
+
+def command_line(tmp_path, trial, tiny_weights, weights_w000, output_dir):
+    """Arguments of the command itself, with the tiny network as an overlay."""
+    config = bundle_config(*EVALUATE, **FEW).get()
+    overlay = tmp_path / "tiny.json"
+    overlay.write_text(json.dumps({name: config[name] for name in ("network_def", "grid", "device")}))
+    names = ("num_members", "num_steps", "split", "calibration_split", "compared_patients", "figure_members")
+    paths = {"dataset_dir": trial, "weights": tiny_weights, "weights_w000": weights_w000, "output_dir": output_dir}
+    return [*(str(ROOT / "configs" / name) for name in EVALUATE), str(overlay)], {
+        name: FEW[name] for name in names
+    } | paths
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_does(evaluated, trial, tiny_weights, weights_w000, tmp_path):
+    files, settings = command_line(tmp_path, trial, tiny_weights, weights_w000, tmp_path / "two")
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")
+    process = start_bundle("evaluating", str(files), launcher, **settings)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    for name in TABLES:
+        pd.testing.assert_frame_equal(rows(evaluated, name), rows(tmp_path / "two", name))
+
+
+def run_from_root(**arguments):
+    os.chdir(ROOT)
+    monai.bundle.run("evaluating", **arguments)
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments_it_resumes_and_finds_the_same(trial, tiny_weights, tmp_path):
+    """What is on disk is whole after every kill; in the end the tables are those of an evaluation never stopped."""
+    data = tmp_path / "data"
+    for item in load_split(trial, "all")[:4]:
+        for found in trial.rglob(item["case"]):
+            if "truth" not in found.parts:  # without the oracle and the effects it is quick
+                shutil.copytree(found, data / found.relative_to(trial))
+    shutil.copy(trial / "participants.tsv", data)
+
+    def start(out):
+        files, settings = command_line(tmp_path, data, tiny_weights, "none", out)
+        settings = {name: x if isinstance(x, int) else str(x) for name, x in settings.items()}
+        process = context.Process(target=run_from_root, kwargs={"config_file": files} | settings)
+        process.start()
+        return process
+
+    def finish(process):
+        process.join(timeout=600)
+        assert process.exitcode == 0
+
+    context = multiprocessing.get_context("forkserver")  # whose children need not import everything again
+    context.set_forkserver_preload(["monai.bundle", "bundle.evaluation.run", "bundle.evaluation.effects"])
+    finish(start(tmp_path / "server is warm"))
+    started = time.monotonic()
+    finish(start(tmp_path / "never stopped"))
+    whole_run = time.monotonic() - started
+    out, rng, progress = tmp_path / "killed", np.random.default_rng(0), []
+    for kill in range(20):
+        if kill % 5 == 0:  # from the beginning again: kills reach all phases
+            shutil.rmtree(out, ignore_errors=True)
+        process = start(out)
+        process.join(timeout=rng.uniform(0, 0.5) * whole_run)
+        process.kill()
+        process.join()
+        progress.append(len(list(out.rglob("*.npz"))))
+        for file in out.rglob("[!.]*.npz"):
+            with np.load(file) as content:
+                assert content["key"].size
+        for file in out.rglob("[!.]*.json"):
+            json.loads(file.read_text())
+    assert len(set(progress)) > 3
+    finish(start(out))
+    for name in TABLES[:-1]:
+        pd.testing.assert_frame_equal(rows(tmp_path / "never stopped", name), rows(out, name))
+
+
+@pytest.mark.slow
+def test_the_model_of_w000_alone_is_trained_and_compared(trial, tmp_path):
+    """Both stages are trained from w000 alone, and the effects are measured."""
+    training = {"batch_size": 2, "epoch_length": 2, "pretraining_epochs": 1, "finetuning_epochs": 1, "num_warmup": 1}
+    settings = FEW | training | {"dataset_dir": str(trial), "output_dir": str(tmp_path)}
+    unused = ("calibration_split", "figure_members", "weights_w000")
+    settings = {name: value for name, value in settings.items() if name not in unused}
+    bundle_config(*COUNTERFACTUAL, **settings).get_parsed_content("training")
+    settings["weights_w000"] = str(tmp_path / "stage2_best.pt")
+    bundle_config(*COUNTERFACTUAL, **settings).get_parsed_content("counterfactual")
+    table = rows(tmp_path / "from_w000", "counterfactual", metric="PEHE")
+    assert "diffusion" in set(table.forecaster) and (tmp_path / "from_w000" / "figures" / "arms.png").exists()

@@ -1,0 +1,136 @@
+"""Freed memory is kept, counted in the pages that the system had to wipe; workers end with their parent."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bundle.runtime import quiet_libraries
+
+ROOT = Path(__file__).parents[1]
+PROGRAM = """
+import resource
+import numpy as np
+from bundle.runtime import keep_freed_memory
+
+def wiped(blocks, megabytes=64):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(blocks):
+        np.full(megabytes << 17, 1.0)
+    pages = blocks * (megabytes << 20) / resource.getpagesize()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / pages
+
+before = wiped(10)
+keep_freed_memory()
+wiped(1)
+print(before, wiped(10))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc alone")
+def test_next_block_takes_the_memory_of_the_last():
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        cwd=ROOT,
+        env=os.environ | {"NUMPY_MADVISE_HUGEPAGE": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    before, after = map(float, done.stdout.split())
+    assert before > 0.9
+    assert after < 0.01
+
+
+POOL = """
+import multiprocessing, os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from bundle.runtime import end_with_parent
+
+def work(_):
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[1])
+    with ProcessPoolExecutor(2, mp_context=context, initializer=end_with_parent) as pool:
+        list(pool.map(work, range(2)))
+"""
+
+LOADER = """
+import os, time
+from torch.utils.data import Dataset
+from bundle.training.batches import PatientLoader
+
+class Slow(Dataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        print(os.getpid(), flush=True)
+        time.sleep(600)
+
+if __name__ == "__main__":
+    list(PatientLoader(Slow(), batch_size=1, num_workers=2))
+"""
+
+
+def runs(pid):
+    """Whether a process exists and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
+@pytest.mark.parametrize(
+    "program, argument", [(POOL, "fork"), (POOL, "spawn"), (LOADER, "")], ids=["fork", "spawn", "loader"]
+)
+def test_workers_end_when_their_parent_is_killed(program, argument, tmp_path):
+    (tmp_path / "program.py").write_text(program)
+    command = [sys.executable, str(tmp_path / "program.py"), argument]
+    parent = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
+    workers = [int(parent.stdout.readline()) for _ in range(2)]
+    assert all(map(runs, workers))
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while any(map(runs, workers)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def console(monkeypatch):
+    """What the root logger prints, as MONAI sets it up."""
+    printed = []
+
+    class Keep(logging.Handler):
+        def emit(self, record):
+            printed.append(record.getMessage())
+
+    monkeypatch.setattr(logging.getLogger(), "handlers", [Keep()])
+    return printed
+
+
+def test_what_engines_say_of_themselves_is_dropped_and_metrics_stay(console):
+    quiet_libraries()
+    engine = logging.getLogger("ignite.engine.engine.SupervisedTrainer")
+    engine.setLevel(logging.INFO)
+    metrics = ["Epoch[1] Metrics -- loss: 0.1", "Epoch: 1/2, Iter: 1/8 -- train_loss: 0.2"]
+    for line in (
+        "Engine run resuming from iteration 0, epoch 0 until 1 epochs",
+        "Engine run finished. Time taken: 00:00:01.000",
+        "Epoch[1] Complete. Time taken: 00:00:01.000",
+        "Current run is terminating due to exception: disk full",
+        *metrics,
+    ):
+        engine.info(line)
+    logging.getLogger("bundle").warning("Engine run by someone else")
+    assert console == [*metrics, "Engine run by someone else"]

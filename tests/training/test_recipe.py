@@ -1,0 +1,87 @@
+"""Settings are checked when they are given, and compared when training is resumed."""
+
+import math
+
+import pytest
+
+from bundle.diffusion.losses import DenoisingLoss, MinSNR
+from bundle.diffusion.predictions import BinaryPrediction, ContrastwisePrediction, PreconditionedPrediction
+from bundle.diffusion.schedules import Cosine, InterpolatedCosine
+from bundle.errors import InputError
+from bundle.training.recipe import ADJUSTABLE, Recipe, compare_settings, flat_settings
+from bundle.training.stage import fix_seed
+
+LOSS = DenoisingLoss(Cosine(), MinSNR(floor=1.0), 1.0, (1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("batch_size", 0),
+        ("batch_size", 2.5),
+        ("batch_size", "8"),
+        ("batch_size", True),
+        ("micro_batch_size", 0),
+        ("epoch_length", 0),
+        ("num_workers", -1),
+        ("num_warmup", -1),
+        ("seed", 1.5),
+        ("seed", -1),
+        ("learning_rate", 0),
+        ("learning_rate", -1e-4),
+        ("learning_rate", math.nan),
+        ("learning_rate", math.inf),
+        ("learning_rate", "fast"),
+        ("local_learning_rate", 0),
+        ("weight_decay", -1),
+        ("amp", "yes"),
+    ],
+)
+def test_settings_out_of_range_are_refused_in_one_line(name, value):
+    with pytest.raises(InputError, match=f"^{name}=.* is n.*; correct --{name}$"):
+        Recipe(LOSS, BinaryPrediction(), **{name: value})
+
+
+def test_epochs_and_seed_are_checked_where_they_are_used(make_stage):
+    with pytest.raises(InputError, match="num_epochs=0 is not .*; correct --pretraining_epochs or --fine"):
+        make_stage(num_epochs=0)
+    with pytest.raises(InputError, match="seed=1.5 is not a whole number"):
+        fix_seed(1.5)
+
+
+def test_an_output_dir_that_is_a_file_is_refused(stage_in, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        stage_in(tmp_path / "file")
+
+
+def settings(**changes):
+    prediction = ContrastwisePrediction((PreconditionedPrediction(0.25), BinaryPrediction()))
+    return dict(flat_settings("", Recipe(**{"loss": LOSS, "prediction": prediction} | changes)))
+
+
+def test_settings_are_plain_values_by_name_at_any_depth():
+    flat = settings()
+    assert flat["loss.schedule"] == "Cosine" and flat["loss.contrast_weights"] == list(LOSS.contrast_weights)
+    assert flat["prediction.contrasts.0.data_std"] == 0.25 and flat["prediction.contrasts.1"] == "BinaryPrediction"
+    assert flat["augmentation.flip"] == 0.5 and flat["learning_rate"] == 5e-4
+    assert all(isinstance(value, str | int | float | list | None) for value in flat.values())
+
+
+def test_differences_are_named_and_sorted():
+    loss = DenoisingLoss(InterpolatedCosine(64, 32, 64), MinSNR(floor=1.0), 1.0, (1.0, 1.0))
+    changed = settings(loss=loss, learning_rate=1e-4, num_workers=2, seed=3)
+    adjusted, refused = compare_settings(
+        settings(loss=DenoisingLoss(Cosine(), MinSNR(floor=0.0), 1.0, (1.0, 1.0))), changed
+    )
+    assert adjusted == ["learning_rate 0.0005 -> 0.0001", "num_workers 0 -> 2"]
+    assert {"loss.schedule Cosine -> InterpolatedCosine", "loss.weighting.floor 0.0 -> 1.0", "seed 0 -> 3"} <= {
+        *refused
+    }
+    assert compare_settings(changed, changed) == ([], [])
+
+
+def test_what_may_change_is_a_setting():
+    names = set(Recipe.__dataclass_fields__) | {"num_epochs"}
+    assert set(ADJUSTABLE) <= names
+    assert not {"seed", "batch_size", "epoch_length", "loss", "augmentation", "prediction"} & set(ADJUSTABLE)

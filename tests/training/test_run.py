@@ -1,0 +1,238 @@
+"""Training as a user runs it: killed, resumed, diverging, on two processes, from elsewhere, with wrong settings."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, TINY, start_bundle
+
+TRAINING = {"epoch_length": 2, "pretraining_epochs": 2, "finetuning_epochs": 3, "batch_size": 4, "amp": False}
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+def saved(folder, name):
+    return torch.load(folder / name, weights_only=True)
+
+
+def same(a, b, **tolerance):
+    """Nested equality of checkpoints, exact unless a tolerance is given."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key], **tolerance) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y, **tolerance) for x, y in zip(a, b))
+    if isinstance(a, torch.Tensor):
+        return torch.allclose(a, b, **tolerance) if tolerance else torch.equal(a, b)
+    return a == b or (a != a and b != b)
+
+
+@pytest.fixture(scope="module")
+def unbroken(trial, tmp_path_factory):
+    """Folder of a training run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    finish(start_bundle("training", "configs/train.json", **TINY, **TRAINING, dataset_dir=trial, output_dir=folder))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_killed_training_ends_bit_identical(stage, unbroken, trial, tmp_path):
+    settings = TINY | TRAINING | {"dataset_dir": trial, "output_dir": tmp_path, "cache_dir": unbroken / "cache"}
+    process = start_bundle("training", "configs/train.json", **settings)
+    deadline = time.monotonic() + 300
+    while not (tmp_path / f"{stage}_last.pt").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0][-3000:]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    whole = saved(unbroken, f"{stage}_last.pt")
+    assert saved(tmp_path, f"{stage}_last.pt")["epoch"] < whole["epoch"]
+    finish(start_bundle("training", "configs/train.json", **settings))
+    for name in ("stage1_last.pt", "stage1_best.pt", "stage2_last.pt", "stage2_best.pt"):
+        assert same(saved(tmp_path, name), saved(unbroken, name)), name
+
+
+@pytest.mark.slow
+def test_a_frozen_unet_is_that_of_stage_1_to_the_end(unbroken, trial, tmp_path):
+    paper = json.loads((ROOT / "configs" / "paper.json").read_text())
+    overlay = tmp_path / "frozen.json"
+    overlay.write_text(json.dumps({"steered": paper["steered"]}))
+    shutil.copy(unbroken / "stage1_last.pt", tmp_path)
+    settings = TINY | TRAINING | {"dataset_dir": trial, "output_dir": tmp_path, "cache_dir": unbroken / "cache"}
+    finish(start_bundle("finetuning", f"['configs/train.json','{overlay}']", **settings))
+    stage1 = saved(tmp_path, "stage1_last.pt")["average"]
+    unet = {name: value for name, value in stage1.items() if name.startswith("module.unet.")}
+    stage2 = saved(tmp_path, "stage2_last.pt")
+    assert unet and all(torch.equal(value, stage2["average"][name]) for name, value in unet.items())
+    assert all(torch.equal(value, stage2["network"][name.removeprefix("module.")]) for name, value in unet.items())
+    control = [name for name in stage2["network"] if name.startswith("controlnet.controlnet_mid")]
+    assert any(stage2["network"][name].abs().max() > 0 for name in control)
+
+
+@pytest.mark.slow
+def test_two_processes_of_two_passes_a_step_train_the_weights_of_one(unbroken, trial, tmp_path):
+    settings = TINY | TRAINING | {"dataset_dir": trial, "output_dir": tmp_path, "cache_dir": unbroken / "cache"}
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m")
+    config = "['configs/train.json','configs/multi_gpu_train.json']"
+    finish(start_bundle("training", config, launcher=launcher, **settings, micro_batch_size=1))
+    for name in ("stage1_last.pt", "stage2_last.pt"):
+        ours, theirs = saved(tmp_path, name), saved(unbroken, name)
+        assert ours["iteration"] == theirs["iteration"]
+        assert same(ours["network"], theirs["network"], rtol=1e-3, atol=2e-5)
+        assert same(ours["average"], theirs["average"], rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_the_run_in_one_line(unbroken, trial, tmp_path):
+    line = refused(tmp_path, trial, "pretraining", cache_dir=unbroken / "cache", learning_rate=1e30, num_warmup=1)
+    assert re.match(r"error: the (loss|norm of the gradient) is (nan|inf) at iteration \d; run the same command", line)
+    assert not (tmp_path / "stage1_last.pt").exists()
+
+
+@pytest.mark.slow
+def test_resuming_with_another_architecture_is_refused_in_one_line(unbroken, trial, tmp_path):
+    shutil.copy(unbroken / "stage1_last.pt", tmp_path)
+    line = refused(tmp_path, trial, cache_dir=unbroken / "cache", **{"network_def#channels": [16, 48]})
+    assert line.startswith(f"error: {tmp_path / 'stage1_last.pt'}: weights of another architecture")
+
+
+def refused(folder, trial, run_id="training", **settings):
+    """The line that a run ends in."""
+    settings = TINY | TRAINING | {"dataset_dir": trial, "output_dir": folder} | settings
+    output, _ = start_bundle(run_id, "configs/train.json", **settings).communicate(timeout=300)
+    assert "Traceback" not in output, output[-3000:]
+    errors = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, output[-3000:]
+    return errors[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings, line",
+    [
+        ({"batch_size": 0}, "error: batch_size=0 is not a whole number of at least 1; correct --batch_size"),
+        ({"learning_rate": -1}, "error: learning_rate=-1 is not a number above 0; correct --learning_rate"),
+        ({"seed": 1.5}, "error: seed=1.5 is not a whole number of at least 0; correct --seed"),
+        ({"drop_visits": "w048"}, "error: drop_visits='w048' is not a list of w000 or w048"),
+        ({"lerning_rate": 1}, "error: unknown option --lerning_rate; did you mean --learning_rate?"),
+        ({"output_dir": ROOT / "LICENSE"}, f"error: {ROOT / 'LICENSE'}"),
+    ],
+    ids=lambda value: next(iter(value), "") if isinstance(value, dict) else "",
+)
+def test_wrong_settings_end_in_one_line(settings, line, trial, tmp_path):
+    assert refused(tmp_path / "out", trial, **settings).startswith(line)
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+@pytest.mark.slow
+def test_another_learning_rate_is_taken_and_another_seed_refused_on_resuming(unbroken, trial, tmp_path):
+    shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
+    settings = TINY | TRAINING | {"dataset_dir": trial, "output_dir": tmp_path, "pretraining_epochs": 3}
+    output = finish(start_bundle("pretraining", "configs/train.json", **settings, learning_rate=1e-5))
+    assert re.search(
+        r"^stage1: resumed after epoch 2 of 3, changed: learning_rate 0.0005 -> 1e-05, num_epochs 2 -> 3$", output, re.M
+    )
+    rates = [group["initial_lr"] for group in saved(tmp_path, "stage1_last.pt")["optimizer"]["param_groups"]]
+    assert rates == [1e-5, 4e-3]
+    assert "seed 0 -> 1; set them back to resume it" in refused(tmp_path, trial, seed=1)
+
+
+@pytest.mark.slow
+def test_ctrl_c_prints_a_line_and_training_can_go_on(unbroken, trial, tmp_path):
+    settings = TINY | TRAINING | {"dataset_dir": trial, "output_dir": tmp_path, "cache_dir": unbroken / "cache"}
+    settings |= {"pretraining_epochs": 500, "num_workers": 1}
+    process = start_bundle("pretraining", "configs/train.json", **settings)
+    while not (tmp_path / "stage1_last.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert "Traceback" not in output, output[-3000:]
+    assert output.splitlines()[-1].endswith("stopped; the same command continues with what is not finished yet")
+    assert process.returncode in (130, -signal.SIGINT)
+
+
+@pytest.mark.slow
+def test_it_runs_from_any_folder_with_bundle_root(trial, tmp_path):
+    """As installed, without PYTHONPATH, with defaults below `bundle_root`."""
+    look = [sys.executable, "-c", "import bundle; print(bundle.__file__)"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    found = subprocess.run(look, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout.strip()
+    if found != str(ROOT / "bundle" / "__init__.py"):
+        pytest.skip("the package is not installed from this folder")
+    root = tmp_path / "root"
+    shutil.copytree(ROOT / "configs", root / "configs")
+    shutil.copytree(trial, root / "data" / "trial")
+    settings = TINY | TRAINING | {"bundle_root": root, "pretraining_epochs": 1}
+    finish(start_bundle("pretraining", str(root / "configs" / "train.json"), cwd=tmp_path, **settings))
+    assert (root / "runs" / "lite" / "stage1_best.pt").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"root"}
+
+
+KILLED = """
+import json, os, signal, sys, time
+import monai.bundle, bundle.training.checkpoints
+settings, moments = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+
+def start():
+    child = os.fork()
+    if child == 0:
+        monai.bundle.run("training", config_file="configs/train.json", **settings)
+        os._exit(0)
+    return child
+
+started = time.monotonic()
+root, killed = settings["output_dir"], 0
+settings["output_dir"] = os.path.join(root, "unbroken")
+assert os.waitpid(start(), 0)[1] == 0
+duration = time.monotonic() - started
+run = 0
+while killed < len(moments):
+    settings["output_dir"] = os.path.join(root, str(run))
+    child = start()
+    deadline = time.monotonic() + moments[killed] * duration
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            killed += 1
+            break
+        time.sleep(0.01)
+    else:
+        run += 1  # finished: the next kill falls into a new training
+assert os.waitpid(start(), 0)[1] == 0
+print("runs", run + 1)
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments_it_ends_bit_identical(unbroken, trial, tmp_path):
+    """Each time the same command goes on; the children are forked so that only the training is repeated."""
+    draw = random.Random(0)
+    moments = [draw.random() for _ in range(20)]
+    settings = TINY | TRAINING | {"dataset_dir": trial, "output_dir": tmp_path, "cache_dir": unbroken / "cache"}
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, json.dumps(settings, default=str), json.dumps(moments)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    runs = int(re.search(r"^runs (\d+)$", done.stdout, re.M)[1])
+    for run in range(runs):
+        for name in ("stage1_last.pt", "stage1_best.pt", "stage2_last.pt", "stage2_best.pt"):
+            assert same(saved(tmp_path / str(run), name), saved(unbroken, name)), (run, name)
+        assert not [path for path in (tmp_path / str(run)).iterdir() if path.name.startswith(".")]
