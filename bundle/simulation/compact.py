@@ -1,8 +1,5 @@
 """A simulated patient on the model's grid, without the way over NIfTI files."""
 
-import io
-from pathlib import Path
-
 import numpy as np
 import torch
 
@@ -13,11 +10,10 @@ from bundle.data.transforms import normalised
 from bundle.simulation.anatomy import AFFINE
 from bundle.simulation.patient import Patient
 
-_GRID = SlabGrid()
 _LABELS = {"t2": "T2lesion", "gd": "Gdlesion", "net2": "NET2"}
 
 
-def compact_patient(patient: Patient, name: str, grid: SlabGrid = _GRID) -> dict[str, torch.Tensor]:
+def compact_patient(patient: Patient, name: str, grid: SlabGrid) -> dict[str, torch.Tensor]:
     """What `CompactCased` keeps of the patient's files once `LoadCased` has read them, value by value.
 
     Args:
@@ -46,16 +42,3 @@ def compact_patient(patient: Patient, name: str, grid: SlabGrid = _GRID) -> dict
     scaled = normalised(flairs, inside, name, dict.fromkeys(flairs, ""))
     flair = torch.from_numpy(np.stack(list(scaled.values())).astype(np.float32)).half()
     return {"flair": flair, "masks": torch.from_numpy(np.stack(masks).astype(np.int8))}
-
-
-def slab_bytes(patient: Patient, name: str, grid: SlabGrid = _GRID) -> bytes:
-    """The same as a compressed .npz of flair and masks; `load_slab` reads it."""
-    content = io.BytesIO()
-    np.savez_compressed(content, **{key: value.numpy() for key, value in compact_patient(patient, name, grid).items()})
-    return content.getvalue()
-
-
-def load_slab(file: str | Path) -> dict[str, torch.Tensor]:
-    """What `compact_patient` returned, for `bundle.data.transforms.expand_case`."""
-    with np.load(file) as content:
-        return {key: torch.from_numpy(content[key]) for key in ("flair", "masks")}

@@ -11,10 +11,8 @@ from bundle.arms import NULL_ARM
 from bundle.simulation.covariates import CovariateModel, durations_of
 from bundle.simulation.drawing import Surroundings
 from bundle.simulation.footprint import lesion_footprint
-from bundle.simulation.observation import Observation, read_counts, read_observation, read_truth
+from bundle.simulation.observation import Observation
 from bundle.simulation.protocol import MONTHS, PATIENTS_PER_ARM, PRESETS, WEEKS_PER_MONTH, Protocol
-
-__all__ = ["MAX_COUNT", "Observation", "Oracle", "OracleForecast", "read_counts", "read_observation", "read_truth"]
 
 MAX_COUNT = 256  # the last entry of a count distribution means "this many or more"
 COUNTS = np.arange(MAX_COUNT + 1)

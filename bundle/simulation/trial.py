@@ -15,11 +15,13 @@ from tqdm import tqdm
 
 from bundle.arms import ARMS
 from bundle.data.bids import VISITS
+from bundle.data.grid import SlabGrid
+from bundle.data.slab_file import slab_bytes
 from bundle.errors import InputError
 from bundle.files import write_together
 from bundle.runtime import end_with_parent
 from bundle.simulation.anatomy import AFFINE
-from bundle.simulation.compact import slab_bytes
+from bundle.simulation.compact import compact_patient
 from bundle.simulation.covariates import COLUMNS
 from bundle.simulation.disease import patient_history
 from bundle.simulation.events import History, assigned_arm
@@ -50,7 +52,7 @@ def simulate_trial(
         seed: of the trial.
         workers: processes; None takes all cores.
         preset: of `bundle.simulation.protocol.PRESETS`.
-        compact: in place of all volumes one file a patient on the model's grid (`bundle.simulation.compact`).
+        compact: in place of all volumes one file a patient on the lite model's grid (`bundle.data.slab_file`).
 
     Returns:
         `out`.
@@ -119,8 +121,10 @@ def patient_files(patient: Patient, name: str) -> dict[str, bytes]:
 
 
 def compact_files(patient: Patient, name: str) -> dict[str, bytes]:
-    """Likewise, with one file on the model's grid in place of the volumes."""
-    return _tables(patient, name) | {f"{name}/{name}_slab.npz": slab_bytes(patient, name)}
+    """Likewise, with one file on the lite model's grid in place of the volumes."""
+    grid = SlabGrid()
+    slab = slab_bytes(compact_patient(patient, name, grid), grid)
+    return _tables(patient, name) | {f"{name}/{name}_slab.npz": slab}
 
 
 def _tables(patient: Patient, name: str) -> dict[str, bytes]:

@@ -1,27 +1,34 @@
-import numpy as np
 import pytest
 import torch
 
+from bundle.data.bids import find_case
+from bundle.data.cache import cached_dataset
+from bundle.data.datalist import load_split, make_datalist
+from bundle.data.grid import SlabGrid
+from bundle.data.slab_file import load_slab
 from bundle.data.transforms import CompactCased, LoadCased
-from bundle.simulation.compact import load_slab
 from bundle.simulation.trial import simulate_trial
+
+CASES = ("sub-0001", "sub-0002")
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
+    """One trial, of NIfTI files and compact."""
     folder = tmp_path_factory.mktemp("both")
     for name, compact in (("full", False), ("compact", True)):
-        simulate_trial(folder / name, 3, seed=31, workers=1, preset="clinic", compact=compact)
+        simulate_trial(folder / name, len(CASES), seed=31, workers=1, preset="clinic", compact=compact)
     return folder / "full", folder / "compact"
 
 
+@pytest.mark.slow
 def test_a_slab_holds_what_the_files_would_have_given(both):
     """Bit by bit, whichever masks are missing."""
     full, compact = both
     missing = 0
-    for case in ("sub-0001", "sub-0002", "sub-0003"):
+    for case in CASES:
         through_files = CompactCased()(LoadCased(with_outcome=True)({"image": full / case}))
-        straight = load_slab(compact / case / f"{case}_slab.npz")
+        straight = load_slab(find_case(compact / case).slab, SlabGrid())
         assert straight.keys() == through_files.keys()
         for name, values in through_files.items():
             assert straight[name].dtype == values.dtype
@@ -30,17 +37,26 @@ def test_a_slab_holds_what_the_files_would_have_given(both):
     assert missing > 0
 
 
+@pytest.mark.slow
+def test_training_items_are_those_of_the_full_data_set(both, tmp_path):
+    assert make_datalist(both[0]) | {"name": ""} == make_datalist(both[1]) | {"name": ""}
+    items = [load_split(folder, "all") for folder in both]
+    full, compact = (cached_dataset(of, SlabGrid(), tmp_path / "cache") for of in items)
+    assert len(full) == len(compact) == len(CASES)
+    for index in range(len(CASES)):
+        assert full[index].keys() == compact[index].keys()
+        for key, value in full[index].items():
+            assert torch.equal(value, compact[index][key]) if torch.is_tensor(value) else value == compact[index][key]
+    assert len(list((tmp_path / "cache").iterdir())) == len(CASES)  # of the full one
+
+
+@pytest.mark.slow
 def test_tables_and_truth_are_those_of_the_full_data_set(both):
     full, compact = both
-    for file in ["participants.tsv"] + [
-        f"{place}"
-        for c in ("sub-0001", "sub-0003")
-        for place in (f"{c}/{c}_sessions.tsv", f"derivatives/truth/{c}/{c}_truth.json")
-    ]:
+    tables = [f"{case}/{case}_sessions.tsv" for case in CASES]
+    truth = [f"derivatives/truth/{case}/{case}_truth.json" for case in CASES]
+    for file in ("participants.tsv", *tables, *truth):
         assert (full / file).read_bytes() == (compact / file).read_bytes()
     assert not list(compact.rglob("*.nii.gz"))
-
-
-def test_a_slab_is_small(both):
-    sizes = [file.stat().st_size for file in both[1].rglob("*.npz")]
-    assert len(sizes) == 3 and np.max(sizes) < 600_000
+    sizes = [file.stat().st_size for file in compact.rglob("*.npz")]
+    assert len(sizes) == len(CASES) and max(sizes) < 600_000
