@@ -62,7 +62,7 @@ def test_presence_scores_are_those_of_scikit_learn_in_every_draw(patients, ours,
     np.testing.assert_allclose(found, [theirs(*repeated(draw, truth, score >= 0.4)) for draw in weights], rtol=1e-12)
 
 
-def test_auc_is_the_share_of_pairs_in_order_ties_counted_half():
+def test_auc_is_the_fraction_of_pairs_in_order_ties_counted_half():
     score, active = np.array([0.1, 0.4, 0.4, 0.8, 0.3]), np.array([0, 0, 1, 1, 1])
     pairs = [(a, b) for a in score[active == 1] for b in score[active == 0]]
     expected = sum(float(a > b) + 0.5 * float(a == b) for a, b in pairs) / len(pairs)
@@ -118,10 +118,10 @@ def test_quantiles_of_a_count():
 
 
 def test_log_skill_of_constant_and_perfect_maps():
-    share = np.array([0.0, 0.02, 0.04])
-    constant = -(share * math.log(0.02) + (1 - share) * math.log(0.98))
-    assert log_skill(constant, share) == pytest.approx(0, abs=1e-6)
-    assert log_skill(np.zeros(3), share) == 1
-    worse = -(share * math.log(0.2) + (1 - share) * math.log(0.8))
-    assert log_skill(worse, share) < 0
+    fraction = np.array([0.0, 0.02, 0.04])
+    constant = -(fraction * math.log(0.02) + (1 - fraction) * math.log(0.98))
+    assert log_skill(constant, fraction) == pytest.approx(0, abs=1e-6)
+    assert log_skill(np.zeros(3), fraction) == 1
+    worse = -(fraction * math.log(0.2) + (1 - fraction) * math.log(0.8))
+    assert log_skill(worse, fraction) < 0
     assert math.isnan(log_skill(constant, np.zeros(3)))

@@ -100,7 +100,7 @@ def reliability(scores: Mapping[str, Scores]) -> Figure:
     left.plot([0, 1], [0, 1], **DIAGONAL)
     right.plot([1e-6, 1], [1e-6, 1], **DIAGONAL)
     for name, p in _distinguishing(scores, "p_active"):
-        if np.isin(p, (0, 1)).all():  # says yes or no, not how probable
+        if np.isin(p, (0, 1)).all():  # yes or no instead of a probability
             continue
         total, forecast, observed = (x[0] for x in activity_bins(p, scores[name], np.ones((1, len(p)))))
         filled = total > 0

@@ -140,7 +140,7 @@ class FrequencyMap:
             if all(region in outcome.presence for outcome in outcomes)
         }
         fraction_active = float(np.mean([outcome.count > 0 for outcome in outcomes]))
-        heatmap = self.map_of(patient, np.mean([outcome.volume_ml for outcome in outcomes]))
+        heatmap = self.map_of(patient, float(np.mean([outcome.volume_ml for outcome in outcomes])))
         return [Forecast(fraction_active, counts, times / len(outcomes), presence, heatmap)]
 
     def map_of(self, patient: Patient, volume_ml: float) -> np.ndarray:
@@ -248,10 +248,9 @@ class Regression:
 
     @cached_property
     def _means(self) -> dict[str, float]:
-        known = {
-            m: [np.log1p(r.lesions[m]) for r in self.cohort.records if r.lesions[m] is not None] for m in self.masks
-        }
-        return {mask: float(np.mean(values)) if values else 0.0 for mask, values in known.items()}
+        counts = {mask: [record.lesions[mask] for record in self.cohort.records] for mask in self.masks}
+        known = {mask: [count for count in values if count is not None] for mask, values in counts.items()}
+        return {mask: float(np.log1p(values).mean()) if values else 0.0 for mask, values in known.items()}
 
     def _features(self, patients: Iterable[tuple[int, Mapping[str, int | None]]]) -> np.ndarray:
         """(N, arms + masks) of pairs (arm, lesions by mask); an unseen arm has the frequencies of the arms."""
@@ -260,7 +259,8 @@ class Regression:
         rows = []
         for arm, lesions in patients:
             of_arm = [float(arm == other) for other in trained] if arm in trained else frequencies
-            loads = [self._means[m] if lesions[m] is None else np.log1p(lesions[m]) for m in self.masks]
+            counts = {mask: lesions[mask] for mask in self.masks}
+            loads = [self._means[mask] if count is None else np.log1p(count) for mask, count in counts.items()]
             rows.append([*of_arm, *loads])
         return np.array(rows)
 

@@ -67,7 +67,7 @@ def _oracle(dataset_dir: str) -> Oracle:
 
 def region_presence(exact: OracleForecast, patient: Patient) -> dict[str, float]:
     """P(a lesion lies in the region); each lesion does with the fraction of its expected volume that lies there."""
-    if patient.dseg is None:
+    if patient.dseg is None or exact.footprint is None:
         return {}
     voxels = np.argwhere(exact.footprint > 0)
     mass = exact.footprint[tuple(voxels.T)]

@@ -243,7 +243,7 @@ def is_interval(value: Any) -> bool:
 
 
 def case_names(inputs: Tensor) -> list[str]:
-    """The patients' ids a batch carries in its metadata; their places in the batch where it has none."""
+    """The patients' ids from a batch's metadata; their positions in the batch where it has none."""
     cases = getattr(inputs, "meta", {}).get("case")
     if isinstance(cases, str):
         cases = [cases] * len(inputs)

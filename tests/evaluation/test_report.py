@@ -175,9 +175,9 @@ def test_two_models_in_one_evaluation_keep_their_own_weights(config, evaluated, 
     assert np.array_equal(stored(evaluated, "diffusion")[patient.case]["members"], packed)
     patient = comparison.read(comparison.items[0]).patient
     expected = alone(weights_w000).heatmap(patient)
-    kept = stored(evaluated / "from_w000", f"diffusion under {ARMS[patient.arm]}")[patient.case]["heatmap"]
-    np.testing.assert_array_equal(kept, expected)
-    assert not np.array_equal(kept, alone(tiny_weights).heatmap(patient))
+    found = stored(evaluated / "from_w000", f"diffusion under {ARMS[patient.arm]}")[patient.case]["heatmap"]
+    np.testing.assert_array_equal(found, expected)
+    assert not np.array_equal(found, alone(tiny_weights).heatmap(patient))
 
 
 PERFECT = [

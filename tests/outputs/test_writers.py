@@ -20,6 +20,9 @@ from bundle.outputs.writers import WriteForecastd, WritePreviewd
 GRID = SlabGrid(spacing_mm=(2, 2, 3), shape=(20, 24, 5))
 ANY = Plausibility(section_cm2=(0, np.inf), alignment_doubtful_wrong=(-1, -1), contrast_doubtful_wrong=(0, 0))
 SHAPE = (40, 48, 5)  # at 1 x 1 x 3 mm the very slab
+ANY = Plausibility(  # a phantom is no brain
+    section_cm2=(0, 300), contrast_doubtful_wrong=(-1, -1), overlap_doubtful_wrong=(0, 0)
+)
 AFFINE = np.array([[1.0, 0, 0, -19.5], [0, 1, 0, -23.5], [0, 0, 3, -6], [0, 0, 0, 1]])
 SUFFIXES = ("probseg.nii.gz", "mask.nii.gz", "forecast.json", "forecast.png")
 

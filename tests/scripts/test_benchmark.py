@@ -35,7 +35,7 @@ def folder(trial, tiny_weights, tmp_path_factory):
         benchmark.run(str(out), repeats=2, **same)
         measured = (out / "benchmark.json").read_text()
         benchmark.run(str(out), repeats=0, **same)
-        assert (out / "benchmark.json").read_text() == measured  # times and scores were both kept
+        assert (out / "benchmark.json").read_text() == measured  # times and scores are both stored
     return out
 
 

@@ -149,11 +149,20 @@ def test_another_learning_rate_is_taken_and_another_seed_refused_on_resuming(unb
     assert "seed 0 -> 1; set them back to resume it" in refused(tmp_path, trial, seed=1)
 
 
+# python -m MODULE with the usual effect of Ctrl-C, which a test run in the background has switched off
+INTERRUPTIBLE = """
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+del sys.argv[0]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
 @pytest.mark.slow
 def test_ctrl_c_prints_a_line_and_training_can_go_on(unbroken, trial, tmp_path):
     settings = TINY | TRAINING | {"dataset_dir": trial, "output_dir": tmp_path, "cache_dir": unbroken / "cache"}
     settings |= {"pretraining_epochs": 500, "num_workers": 1}
-    process = start_bundle("pretraining", "configs/train.json", **settings)
+    process = start_bundle("pretraining", "configs/train.json", (sys.executable, "-c", INTERRUPTIBLE), **settings)
     while not (tmp_path / "stage1_last.pt").exists():
         assert process.poll() is None
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Who: is a patient with new or enlarging lesions told from one without (Favero et al. 2025, table 3)."""
+"""Who: discrimination between patients with and without new or enlarging lesions (Favero et al. 2025, table 3)."""
 
 import numpy as np
 

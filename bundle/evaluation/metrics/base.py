@@ -1,4 +1,4 @@
-"""What a metric is, and the averages that several metrics share."""
+"""What a metric is, and the averages that several metrics use."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
