@@ -6,7 +6,14 @@ from bundle.errors import report_in_one_line
 from bundle.simulation.trial import simulate_trial
 
 
-def main(out: str, patients: int = 2131, seed: int = 0, workers: int | None = None) -> None:
+def main(
+    out: str,
+    patients: int = 2131,
+    seed: int = 0,
+    workers: int | None = None,
+    preset: str = "trial",
+    compact: bool = False,
+) -> None:
     """Writes a simulated trial.
 
     Args:
@@ -14,8 +21,11 @@ def main(out: str, patients: int = 2131, seed: int = 0, workers: int | None = No
         patients: how many; 2131 is the size of the pooled trials.
         seed: of the trial.
         workers: processes; all cores if not given.
+        preset: "trial" (one protocol, clean reading) or "clinic" (endless scanners, readers' errors, missing volumes,
+            unknown arms and covariates, 6 to 24 months between visits).
+        compact: one small file a patient on the model's grid in place of NIfTI volumes.
     """
-    simulate_trial(out, patients, seed=seed, workers=workers)
+    simulate_trial(out, patients, seed=seed, workers=workers, preset=preset, compact=compact)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def trial(request, tmp_path_factory):
 def _version_of_simulation():
     """Digest of the code and libraries that the simulated patients depend on."""
     digest = hashlib.sha256(f"{PATIENTS} {SEED}".encode())
-    leaves = [ROOT / "bundle" / name for name in ("arms.py", "files.py", "seeding.py")]
+    leaves = [ROOT / "bundle" / name for name in ("arms.py", "files.py", "data/bids.py")]
     for path in [*sorted((ROOT / "bundle" / "simulation").rglob("*")), *leaves]:
         if path.is_file() and path.suffix != ".pyc":
             digest.update(path.read_bytes())

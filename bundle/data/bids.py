@@ -49,6 +49,7 @@ class Case:
         dseg: FreeSurfer-labelled segmentation of the latest visit before the outcome that has one.
         sessions: session label by visit, e.g. "ses-w000".
         warnings: what is doubtful about the patient's entry in the data set.
+        slab: in a compact data set (`bundle.data.slab_file`), the file that stands for all volumes.
     """
 
     id: str
@@ -59,6 +60,7 @@ class Case:
     dseg: Path | None
     sessions: Mapping[str, str]
     warnings: tuple[str, ...] = ()
+    slab: Path | None = None
 
     def expected_path(self, name: str) -> Path:
         """Where the volume of that name belongs, whether it exists or not."""
@@ -111,7 +113,10 @@ def find_case(
         volumes = {name: path for name in CONDITION + OUTCOME if (path := found(*name.split("_")))}
         brain = {visit: path for visit in VISITS if (path := found("brain", visit))}
         dsegs = [path for visit in ("w048", "w000") if (path := found("dseg", visit))]
-    return Case(case, root, arm, volumes, brain, dsegs[0] if dsegs else None, sessions, warnings)
+        slab = folder / f"{case}_slab.npz"
+        compact = not volumes and slab.is_file()
+    dseg = dsegs[0] if dsegs else None
+    return Case(case, root, arm, volumes, brain, dseg, sessions, warnings, slab if compact else None)
 
 
 def session_labels(visits: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bundle.data.bids import CONDITION, OUTCOME, Case, find_case
 from bundle.data.grid import SlabGrid
+from bundle.data.slab_file import load_slab
 from bundle.data.tables import checked_arm
 from bundle.data.transforms import CompactCased, LoadCased, expand_case
 from bundle.errors import InputError
@@ -27,7 +28,8 @@ class CachedCases(Dataset):
     MONAI's PersistentDataset has the same purpose, but moves its files from the system's temporary folder: killed in
     between it leaves half a file, which the next run cannot load. Here a file appears complete or not at all, and its
     name depends on the scans (name, size, time), the grid, the visits and their sessions: after any change the scans
-    are read again, as they are where a file is damaged.
+    are read again, as they are where a file is damaged. Patients of a compact data set (`bundle.data.slab_file`) are on
+    the slab already and are not cached again.
 
     Args:
         items: dictionaries of `bundle.data.datalist.load_split` or `balanced_subset`.
@@ -52,17 +54,25 @@ class CachedCases(Dataset):
         item = self.data[index]
         arm = checked_arm(item.get("arm"), "correct the datalist", case=str(item.get("case", "")))
         case = find_case(item["image"], item.get("dataset_dir"), arm, self.load.visits)
+        if case.slab is None:
+            compact = self._load(case, item | {"arm": arm})
+        else:
+            compact = load_slab(case.slab, self.load.grid, self.load.drop_visits)
+        labels = {"arm": arm, "active": bool(item["active"]), "weight": float(item.get("weight", 1)), "case": case.id}
+        return expand_case(compact, arm) | labels
+
+    def _load(self, case: Case, item: Mapping[str, Any]) -> dict[str, Tensor]:
+        """From the cache; from the scans, and into the cache, where it is not there."""
         file = self.cache_dir / f"{case.id}_{self._key(case)}.pt"
         compact = self._cached(file)
         if compact is None:
-            compact = self.compact(self.load(item | {"arm": arm}))
+            compact = self.compact(self.load(item))
             try:
                 with written_whole(file) as stream:
                     torch.save(compact, stream)
             except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
                 raise InputError(f"cannot be written: {error}", "make room for the cache", file=file) from error
-        labels = {"arm": arm, "active": bool(item["active"]), "weight": float(item.get("weight", 1)), "case": case.id}
-        return expand_case(compact, arm) | labels
+        return compact
 
     def _cached(self, file: Path) -> dict[str, Tensor] | None:
         """The content of a cache file; None if there is no such file or it is damaged."""

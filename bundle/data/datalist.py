@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from bundle.arms import CLASSES, NULL_ARM
 from bundle.data.bids import Case, find_case, list_cases
+from bundle.data.slab_file import is_active
 from bundle.data.tables import checked_arm, read_participants
 from bundle.data.volumes import read_mask
 from bundle.errors import InputError, warn
@@ -55,7 +56,7 @@ def make_datalist(
     root = Path(str(dataset_dir))
     arms = read_participants(root)
     cases = [find_case(name, root, arms.get(name, NULL_ARM), visits) for name in list_cases(root)]
-    complete = [{"flair_w000", "flair_w048"} <= set(case.volumes) for case in cases]
+    complete = [case.slab is not None or {"flair_w000", "flair_w048"} <= set(case.volumes) for case in cases]
     usable = [case for case, is_complete in zip(cases, complete) if is_complete]
     left_out = [case.id for case, is_complete in zip(cases, complete) if not is_complete]
     active = [_active(case) for case in tqdm(usable, desc="reading outcomes", unit="patient")]
@@ -176,5 +177,7 @@ def _splits(strata: Sequence[tuple[int, ...]], seed: int, fractions: tuple[float
 
 
 def _active(case: Case) -> bool | None:
+    if case.slab is not None:
+        return is_active(case.slab)
     path = case.volumes.get("net2_w096")
     return bool(read_mask(path, case.id).values.any()) if path and "flair_w096" in case.volumes else None

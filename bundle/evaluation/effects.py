@@ -27,7 +27,7 @@ from bundle.forecasters.ensemble import Diffusion, EnsembleInferer
 from bundle.lesions import LesionRule
 from bundle.metrics import Values, weighted_mean
 from bundle.networks.weights import load_weights
-from bundle.simulation.oracle import read_truth
+from bundle.simulation.observation import read_truth
 
 BY_EFFICACY = ("avonex", "interferon_beta_1a", "dimethyl_fumarate", "ocrelizumab")  # low, mild, moderate, high
 LIMITED, OTHERWISE, FRACTION = "ocrelizumab", "interferon_beta_1a", 0.25  # who gets the better drug if few can

@@ -1,6 +1,7 @@
 """Upper bounds: the best possible forecast of a simulated trial, and the observed outcome."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from nibabel.affines import apply_affine, voxel_sizes
@@ -10,36 +11,58 @@ from bundle.forecasters.base import SCORED_REGIONS, Forecast, Patient, Role, key
 from bundle.forecasters.cohort import CaseReader
 from bundle.lesions import REGIONS
 from bundle.simulation.anatomy import AFFINE
-from bundle.simulation.oracle import Oracle, OracleForecast, read_counts, read_observation
+from bundle.simulation.observation import Observation, read_counts, read_masks, read_observation, read_protocol
+from bundle.simulation.oracle import Oracle, OracleForecast
 
 
 class BestPossible:
-    """The exact forecast of a simulated patient from the observed counts (`bundle.simulation.oracle`): the oracle.
+    """The exact forecast of a simulated patient from images and tables, given perfect reading: the oracle.
+
+    Perfect reading (`bundle.simulation.observation`): no reader's error, no missing mask, and everything that FLAIR
+    shows (diffuse signal, smouldering lesions) known exactly.
 
     Args:
         visit: the last visit to use.
-        places: also forecast the heatmap; without it a patient takes a millisecond instead of seconds.
+        places: also forecast the heatmap; without it a patient takes milliseconds instead of seconds.
+        masks: read the lesions from the masks as they were written, with readers' errors and missing masks, and take
+            them for right. A second ceiling, below the first; needs w048 and forecasts the heatmap.
+
+    Raises:
+        ValueError: `masks` with another visit or without the heatmap.
     """
 
     role, num_members = Role.CEILING, None
 
-    def __init__(self, visit: str = "w048", places: bool = True) -> None:
-        self.visit, self.places, self.oracle = visit, places, Oracle()
-        self.key = key_of("oracle", visit=visit, places=places)
+    def __init__(self, visit: str = "w048", places: bool = True, masks: bool = False) -> None:
+        if masks and (visit != "w048" or not places):
+            raise ValueError("masks are read up to w048 and with places")
+        self.visit, self.places, self.masks = visit, places, masks
+        self.key = key_of("oracle", visit=visit, places=places, masks=masks)
 
     def __call__(self, patient: Patient) -> Sequence[Forecast]:
         """
         Raises:
             InputError: the data set is not a simulated one.
         """
-        read = read_observation if self.places else read_counts
-        exact = self.oracle(read(patient.dataset_dir, patient.case, self.visit), patient.arm)
+        exact = _oracle(patient.dataset_dir)(self._read(patient), patient.arm)
         counts = np.arange(len(exact.count_pmf))
         if not self.places:
             return [Forecast(exact.p_active, counts, exact.count_pmf)]
         grid = SlabGrid(tuple(voxel_sizes(patient.affine)), patient.brain.shape)
         on_slab = to_slab(exact.heatmap, AFFINE, patient.affine, grid)
         return [Forecast(exact.p_active, counts, exact.count_pmf, region_presence(exact, patient), on_slab)]
+
+    def _read(self, patient: Patient) -> Observation:
+        if self.masks:
+            return read_masks(patient.dataset_dir, patient.case)
+        read = read_observation if self.places else read_counts
+        return read(patient.dataset_dir, patient.case, self.visit)
+
+
+@lru_cache(maxsize=4)
+def _oracle(dataset_dir: str) -> Oracle:
+    """The oracle of a simulated trial, which knows its protocol."""
+    return Oracle(read_protocol(dataset_dir))
 
 
 def region_presence(exact: OracleForecast, patient: Patient) -> dict[str, float]:

@@ -3,51 +3,104 @@
 import numpy as np
 from scipy import ndimage
 
-from bundle.simulation.anatomy import SHAPE, SPACING_MM, Anatomy
+from bundle.simulation.anatomy import SHAPE, SPACING_MM, Anatomy, doubled
+from bundle.simulation.scanners import Settings
 
-# Relative to white matter; measured on the two public patients (docs/explanation/simulated-trial.md).
-GREY, FLUID = 1.17, 0.25
-BLUR = np.divide(0.7, SPACING_MM)
+_DIFFUSE_REACH_MM = 18.0  # diffusely abnormal white matter surrounds the ventricles as far as this
 
 
-def draw_texture(anatomy: Anatomy, rng: np.random.Generator) -> np.ndarray:
+def draw_texture(rng: np.random.Generator) -> np.ndarray:
     """A patient's own pattern of tissue, the same at every visit: float32 `SHAPE` factors round 1."""
     texture = np.ones(SHAPE, np.float32)
-    for width_mm, deviation in ((1.5, 0.03), (8.0, 0.02)):
-        pattern = ndimage.gaussian_filter(
-            rng.standard_normal(SHAPE, np.float32), np.divide(width_mm, SPACING_MM), truncate=2
-        )
+    fine = ndimage.gaussian_filter(rng.standard_normal(SHAPE, np.float32), (1.5, 1.5, 0.5), truncate=2)
+    coarse = (SHAPE[0] // 4, SHAPE[1] // 4, SHAPE[2])
+    broad = ndimage.gaussian_filter(rng.standard_normal(coarse, np.float32), (2, 2, 8 / 3), truncate=2)
+    for pattern, deviation in ((fine, 0.03), (doubled(doubled(broad)), 0.02)):
         texture += deviation / pattern.std() * pattern
     return texture
 
 
-def acquire_flair(
-    anatomy: Anatomy, texture: np.ndarray, lesion_gain: np.ndarray, rng: np.random.Generator
+def diffuse_extent(anatomy: Anatomy) -> np.ndarray:
+    """Where white matter is diffusely abnormal, if it is: float32 `SHAPE` in [0, 1], the white matter round the
+    lateral ventricles, with a border 4 mm wide (Seewann et al. 2009).
+    """
+    return anatomy.tissue[0] * np.clip((_DIFFUSE_REACH_MM - anatomy.ventricle_mm) / 4 + 0.5, 0, 1)
+
+
+def tissue_signal(
+    anatomy: Anatomy,
+    settings: Settings,
+    texture: np.ndarray,
+    growth_mm: float,
+    lesion_gain: np.ndarray,
+    diffuse: np.ndarray,
 ) -> np.ndarray:
+    """Signal before the scanner's own imperfections: float32 `SHAPE`, relative to normal white matter.
+
+    Args:
+        anatomy: the brain at w000.
+        settings: of the acquisition.
+        texture: from `draw_texture`.
+        growth_mm: how far the ventricles have widened since w000.
+        lesion_gain: float32 `SHAPE`, added brightness relative to white matter; 0 without a lesion.
+        diffuse: float32 `SHAPE`, added brightness of diffusely abnormal white matter.
+    """
+    white, grey, fluid = anatomy.tissue
+    # The distance is 0 inside, 1 mm in the first voxels outside: these are lost first, each in proportion.
+    lost = np.clip(growth_mm + 1 - anatomy.ventricle_mm, 0, 1) * (anatomy.ventricle_mm > 0)
+    signal = (white + settings.grey * grey + settings.fluid * fluid) * texture
+    added = settings.lesion * np.where(lesion_gain > 0, np.maximum(lesion_gain, diffuse), diffuse)
+    return (signal + added) * (1 - lost) + settings.fluid * lost * anatomy.brain
+
+
+def acquire_flair(
+    anatomy: Anatomy, signal: np.ndarray, settings: Settings, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """One visit's FLAIR.
 
     Args:
         anatomy: the brain.
-        texture: from `draw_texture`.
-        lesion_gain: float32 `SHAPE`, added brightness relative to white matter; 0 without a lesion.
-        rng: draws the visit's intensity scale, bias field and noise.
+        signal: from `tissue_signal`.
+        settings: of the acquisition.
+        rng: draws bias field, noise and residue.
 
     Returns:
-        int16 `SHAPE`; 0 outside the brain, at least 1 inside.
+        int16 `SHAPE`, 0 outside the stripped brain, at least 1 inside; and the stripped brain, bool: the brain and what
+        the stripping left of its surroundings.
     """
-    white, grey, fluid = anatomy.tissue
-    signal = (white + GREY * grey + FLUID * fluid) * texture
-    signal += ndimage.gaussian_filter(lesion_gain, BLUR, truncate=3)
-    signal *= _bias_field(rng)
-    noise = rng.standard_normal((2, int(anatomy.brain.sum())), np.float32) * np.float32(rng.uniform(0.02, 0.035))
-    measured = np.hypot(signal[anatomy.brain] + noise[0], noise[1])  # magnitude of a complex signal: Rician
+    stripped = anatomy.brain
+    if settings.residue:
+        stripped = anatomy.brain | _residue(anatomy.brain, settings.residue, rng)
+        signal = np.where(stripped & ~anatomy.brain, rng.uniform(0.5, 1.8), signal)
+    if any(settings.shift_mm):
+        offset = np.divide(settings.shift_mm, SPACING_MM)
+        signal = ndimage.shift(signal, offset, order=1, mode="nearest", prefilter=False)
+    through_plane_mm = np.sqrt(max(settings.slice_mm**2 - SPACING_MM[2] ** 2, 0) / 12)  # of the wider box
+    width = np.divide((settings.blur_mm, settings.blur_mm, through_plane_mm), SPACING_MM)
+    signal = ndimage.gaussian_filter(signal, width, truncate=3)
+    if settings.ghost:
+        signal = signal + settings.ghost * np.roll(signal, SHAPE[1] // 2, axis=1)
+    signal *= _bias_field(rng, settings.bias)
+    # Thick slices gather more signal; thin ones, averaged to the grid's 3 mm, are as noisy as one of 3 mm.
+    deviation = np.float32(settings.noise * np.sqrt(3 / max(settings.slice_mm, 3)))
+    noise = rng.standard_normal((2, int(stripped.sum())), np.float32) * deviation
+    measured = np.hypot(signal[stripped] + noise[0], noise[1])  # magnitude of a complex signal: Rician
     image = np.zeros(SHAPE, np.int16)
-    image[anatomy.brain] = np.clip(np.rint(measured * 300 * np.exp(rng.normal(0, 0.25))), 1, 32767)
-    return image
+    image[stripped] = np.clip(np.rint(measured * settings.gain), 1, 32767)
+    return image, stripped
 
 
-def _bias_field(rng: np.random.Generator) -> np.ndarray:
+def _residue(brain: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
+    """Patches of a two-voxel rim round the brain: bool `SHAPE`."""
+    in_plane = ndimage.generate_binary_structure(3, 1)
+    in_plane[:, :, [0, 2]] = False
+    rim = ndimage.binary_dilation(brain, in_plane, iterations=2) & ~brain
+    field = ndimage.gaussian_filter(rng.standard_normal(SHAPE, np.float32), (6, 6, 1), truncate=2)
+    return rim & (field > np.quantile(field[rim], 1 - fraction))
+
+
+def _bias_field(rng: np.random.Generator, deviation: float) -> np.ndarray:
     """Smooth factors `SHAPE`: the exponential of a random quadratic of the position."""
     axes = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in SHAPE), indexing="ij", sparse=True)
     terms = [*axes, *(a * b for i, a in enumerate(axes) for b in axes[i:])]
-    return np.exp(sum(np.float32(c) * t for c, t in zip(rng.normal(0, 0.06, len(terms)), terms)))
+    return np.exp(sum(np.float32(c) * t for c, t in zip(rng.normal(0, deviation, len(terms)), terms)))

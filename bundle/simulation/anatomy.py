@@ -1,13 +1,16 @@
-"""A patient's brain: nilearn's packaged MNI152 template (2009a), deformed at random, seen through an axial slab."""
+"""A patient's brain: the packaged template, deformed and folded at random, seen through an axial slab."""
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
-from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
 from scipy import ndimage
 from scipy.interpolate import BSpline
 from scipy.spatial.transform import Rotation
+
+from bundle.simulation.labels import LEFT, RIGHT
+from bundle.simulation.template import load_template
+from bundle.simulation.territories import NUM_TERRITORIES
 
 SHAPE = (192, 224, 15)  # left -> right, posterior -> anterior, inferior -> superior
 SPACING_MM = (1.0, 1.0, 3.0)
@@ -15,10 +18,6 @@ VOXEL_MM3 = 3.0
 CENTRE_MM = (0.0, -18.0, 12.5)  # in MNI space: z from -10 to 35 mm, the lateral ventricles and most of the lesion load
 AFFINE = np.diag((*SPACING_MM, 1.0))
 AFFINE[:3, 3] = np.array(CENTRE_MM) - (np.array(SHAPE) - 1) / 2 * np.array(SPACING_MM)
-
-BACKGROUND, BRAINSTEM = 0, 16
-LEFT = {"white": 2, "cortex": 3, "ventricle": 4, "cerebellum": 8, "deep": 10}  # FreeSurfer's numbers
-RIGHT = {"white": 41, "cortex": 42, "ventricle": 43, "cerebellum": 47, "deep": 49}
 
 
 @dataclass(frozen=True)
@@ -29,20 +28,35 @@ class Anatomy:
         brain: bool, the intracranial parenchyma and cerebrospinal fluid.
         tissue: float32 (3, *SHAPE), fractions of white matter, grey matter and fluid: they add up to 1 in the brain and
             to 0 outside.
-        labels: uint8, FreeSurfer labels (`LEFT`, `RIGHT`, `BRAINSTEM`).
-        susceptibility: float32 >= 0, where lesions start in a brain without lesions, not normalised; 0 outside the
-            parenchyma.
+        labels: uint8, FreeSurfer labels (`bundle.simulation.labels`).
+        territory: uint8, 0 or 1 + the index in `bundle.simulation.territories.TERRITORIES`.
+        susceptibility: float32 >= 0, how readily lesions start at a voxel compared with others of its territory; 0
+            outside the parenchyma and the territories.
+        ventricle_mm: float32, distance to the lateral ventricles; 0 inside and outside the brain.
+        right: bool, the right half of the head. No single lesion grows across the midline.
     """
 
     brain: np.ndarray
     tissue: np.ndarray
     labels: np.ndarray
+    territory: np.ndarray
     susceptibility: np.ndarray
+    ventricle_mm: np.ndarray
+    right: np.ndarray
 
-    @property
+    @cached_property
     def parenchyma(self) -> np.ndarray:
         """Where a lesion may spread: bool."""
         return self.brain & (self.tissue[2] < 0.5)
+
+    @cached_property
+    def members(self) -> tuple[np.ndarray, ...]:
+        """Per territory the flat indices of the voxels where lesions may start."""
+        candidates = np.flatnonzero(self.susceptibility)
+        territory = self.territory.ravel()[candidates]
+        order = np.argsort(territory, kind="stable")
+        ends = np.searchsorted(territory[order], np.arange(1, NUM_TERRITORIES + 2))
+        return tuple(candidates[order[a:b]] for a, b in zip(ends, ends[1:]))
 
 
 def draw_anatomy(rng: np.random.Generator) -> Anatomy:
@@ -51,27 +65,86 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
     where = _template_voxels(rng)
     brain = ndimage.map_coordinates(template.brain, where, order=1) > 0.5
     inside = where[:, brain]
-    tissue = np.zeros((3, *SHAPE), np.float32)
-    for fraction, source in zip(tissue, template.tissue):
-        fraction[brain] = ndimage.map_coordinates(source, inside, order=1)
+    nearest = tuple(np.clip(np.rint(i), 0, n - 1).astype(int) for i, n in zip(inside, template.labels.shape))
+    white, grey, fluid, distance_mm = (
+        ndimage.map_coordinates(source, inside, order=1)
+        for source in (*template.tissue, template.ventricle_distance_mm)
+    )
+    tissue = np.stack([white, grey, fluid])  # (3, voxels of the brain)
     tissue /= np.maximum(tissue.sum(0), 1e-6)
-    labels = np.zeros(SHAPE, np.uint8)
-    labels[brain] = ndimage.map_coordinates(template.labels, inside, order=0)
-    distance_mm = ndimage.map_coordinates(template.ventricle_distance_mm, inside, order=1)
-    susceptibility = np.zeros(SHAPE, np.float32)
-    susceptibility[brain] = _susceptibility(tissue[:, brain], labels[brain], distance_mm)
-    return Anatomy(brain, tissue, labels, susceptibility)
+    labels = template.labels[nearest]
+    _fold(tissue, labels, template.depth_mm[nearest], _furrow_distance(rng)[brain])
+    territory = template.territory[nearest]
+    susceptibility = _susceptibility(tissue, labels, territory, distance_mm)
+    right = inside[0] + template.origin_mm[0] >= 0
+    maps = [_on_grid(m, brain) for m in (*tissue, labels, territory, susceptibility, distance_mm, right)]
+    return Anatomy(brain, np.stack(maps[:3]), *maps[3:])
 
 
-def _susceptibility(tissue: np.ndarray, labels: np.ndarray, distance_mm: np.ndarray) -> np.ndarray:
+def _on_grid(values: np.ndarray, brain: np.ndarray) -> np.ndarray:
+    grid = np.zeros(SHAPE, values.dtype)
+    grid[brain] = values
+    return grid
+
+
+def _susceptibility(
+    tissue: np.ndarray, labels: np.ndarray, territory: np.ndarray, distance_mm: np.ndarray
+) -> np.ndarray:
     """White matter, falling with the distance from the lateral ventricles as real lesions do, and a little cortex."""
     white, grey, fluid = tissue
-    periventricular = np.exp(-((distance_mm / 11) ** 1.7))
+    periventricular = np.exp(-distance_mm / 5) + np.exp(-((distance_mm / 11) ** 1.7))
     cerebral_white = np.isin(labels, (LEFT["white"], RIGHT["white"]))
     cortex = np.isin(labels, (LEFT["cortex"], RIGHT["cortex"]))
     deep = np.isin(labels, (LEFT["deep"], RIGHT["deep"]))
     density = cerebral_white * white * (0.1 + periventricular) + cortex * grey * 0.035 + deep * 0.05
-    return np.where(fluid < 0.5, density, 0)
+    return np.where((fluid < 0.5) & (territory > 0), density, 0).astype(np.float32)
+
+
+def _furrow_distance(rng: np.random.Generator) -> np.ndarray:
+    """Distance in mm from winding sheets: the zeros of a smooth random field, to first order; float32 `SHAPE`."""
+    coarse = (SHAPE[0] // 2, SHAPE[1] // 2, SHAPE[2])
+    field = ndimage.gaussian_filter(rng.standard_normal(coarse, np.float32), (2.4, 2.4, 1.2), truncate=2.5)
+    slope = np.hypot(*np.gradient(field, 2.0, axis=(0, 1)))
+    distance = np.abs(field) / (slope + 0.1 * slope.mean())
+    return doubled(distance)
+
+
+def doubled(values: np.ndarray) -> np.ndarray:
+    """Twice as many voxels in plane, linear between the centres of the old ones, held at the border."""
+    for axis in (0, 1):
+        values = np.moveaxis(values, axis, 0)
+        before, after = np.concatenate([values[:1], values[:-1]]), np.concatenate([values[1:], values[-1:]])
+        pairs = np.stack([0.75 * values + 0.25 * before, 0.75 * values + 0.25 * after], axis=1)
+        values = np.moveaxis(pairs.reshape(-1, *values.shape[1:]), 0, axis)
+    return values
+
+
+def _fold(tissue: np.ndarray, labels: np.ndarray, depth_mm: np.ndarray, furrow_mm: np.ndarray) -> None:
+    """Cuts sulci into the outer cerebrum, in place: the template, an average of 152 brains, has lost most of them.
+
+    Args:
+        tissue: (3, N) fractions.
+        labels: (N,) FreeSurfer labels, which follow the tissue.
+        depth_mm: (N,) below the surface of the brain; sulci end 22 mm below.
+        furrow_mm: (N,) distance from the middle of a would-be sulcus.
+    """
+    cerebrum = np.isin(labels, (LEFT["white"], LEFT["cortex"], RIGHT["white"], RIGHT["cortex"]))
+    reach = np.flatnonzero(cerebrum & (depth_mm < 22) & (furrow_mm < 6))
+    fade = np.clip((22 - depth_mm[reach]) / 8, 0, 1)
+    near = furrow_mm[reach]
+    white, grey, fluid = tissue[:, reach]
+    ribbon = fade * np.exp(-((near / 2.7) ** 8))
+    turned = ribbon * white  # white matter beside a sulcus becomes cortex
+    white, grey = white - turned, grey + turned
+    groove = 0.75 * fade * np.exp(-((near / 0.9) ** 2))
+    parts = np.stack([white * (1 - groove), grey * (1 - groove), fluid + (white + grey) * groove])
+    tissue[:, reach] = parts
+    left = np.isin(labels[reach], list(LEFT.values()))
+    is_white = parts[0] > parts[1]
+    labels[reach] = np.where(
+        is_white, np.where(left, LEFT["white"], RIGHT["white"]), np.where(left, LEFT["cortex"], RIGHT["cortex"])
+    )
+    labels[reach[parts[2] > 0.5]] = 0
 
 
 def _template_voxels(rng: np.random.Generator) -> np.ndarray:
@@ -108,86 +181,3 @@ def _spline_basis(num_points: int, num_spans: int) -> np.ndarray:
     knots = np.arange(-3, num_spans + 4, dtype=float)
     points = np.linspace(0, num_spans, num_points) * (1 - 1e-9)
     return BSpline.design_matrix(points, knots, 3).toarray()
-
-
-@dataclass(frozen=True)
-class Template:
-    """The undeformed brain at 1 mm, averaged over the 3 mm of a slice; arrays of one shape, voxel 0 at `origin_mm`."""
-
-    brain: np.ndarray
-    tissue: tuple[np.ndarray, np.ndarray, np.ndarray]
-    labels: np.ndarray
-    ventricle_distance_mm: np.ndarray
-    origin_mm: np.ndarray
-
-
-@lru_cache
-def load_template() -> Template:
-    """Reads the packaged maps, once per process; derives fluid, labels and the distance to the lateral ventricles."""
-    image = load_mni152_template(resolution=1)
-    t1, grey, white = (
-        np.asarray(i.dataobj, np.float32)
-        for i in (image, load_mni152_gm_template(resolution=1), load_mni152_wm_template(resolution=1))
-    )
-    origin_mm = image.affine[:3, 3]
-    x, y, z = np.meshgrid(*(np.arange(n) + o for n, o in zip(t1.shape, origin_mm)), indexing="ij", sparse=True)
-    brain = t1 > 0
-    # Averaging 152 brains blurs the sulci; squaring the fractions sharpens them to the look of a single one.
-    fluid = np.clip((0.62 - t1) / 0.25, 0, 1) * brain
-    fractions = np.stack([white * (1 - fluid), grey * (1 - fluid), fluid]) ** 2
-    ventricle = _lateral_ventricles(brain & (t1 < 0.5), x, y, z)
-    distance_mm = ndimage.distance_transform_edt(~ventricle).astype(np.float32)
-    # The template's grey matter map has a rim round the ventricles, which is partial volume and not grey matter.
-    rim = (distance_mm < 4) & (distance_mm > 0) & (z > 4) & ~_inside_ellipsoid(x, y, z, (0, -20, 4), (24, 15, 16))
-    fractions[0] += np.where(rim, fractions[1], 0)
-    fractions[1][rim] = 0
-    total = np.maximum(fractions.sum(0), 1e-6)
-    fractions = np.where(brain, fractions / total, 0).astype(np.float32)
-    labels = _label(fractions, brain, ventricle, x, y, z)
-    return Template(
-        ndimage.uniform_filter1d(brain.astype(np.float32), 3, axis=2),
-        tuple(ndimage.uniform_filter1d(f, 3, axis=2) for f in fractions),
-        labels,
-        distance_mm,
-        origin_mm,
-    )
-
-
-def _lateral_ventricles(fluid: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Fluid within reach of the ventricles' bodies, without the third ventricle and the cisterns in the midline."""
-    box = (
-        (abs(x) < 36)
-        & (y > -62)
-        & (y < 38)
-        & (z > -12)
-        & (z < 34)
-        & ((abs(x) > 3) | (z > 8))
-        & ~((abs(x) < 12) & (y < -30))
-    )
-    parts, _ = ndimage.label(fluid & box)
-    seeds = parts[(abs(x) < 14) & (abs(y + 5) < 4) & (abs(z - 20) < 3)]
-    return np.isin(parts, np.unique(seeds[seeds > 0]))
-
-
-def _label(
-    tissue: np.ndarray, brain: np.ndarray, ventricle: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray
-) -> np.ndarray:
-    white, grey, fluid = tissue
-    part = {
-        "white": (white >= grey) & (white > fluid),
-        "cortex": (grey > white) & (grey > fluid),
-        "ventricle": ventricle,
-    }
-    part["deep"] = (
-        (part["cortex"] | part["white"]) & (grey > 0.2) & _inside_ellipsoid(x, y, z, (0, -6, 5), (33, 33, 17))
-    )
-    part["cerebellum"] = (part["cortex"] | part["white"]) & _inside_ellipsoid(x, y, z, (0, -64, -40), (45, 24, 36))
-    stem = (part["cortex"] | part["white"]) & (abs(x) < 16) & (y < -14) & (y > -44) & (z < -6)
-    labels = np.zeros(brain.shape, np.uint8)
-    for name in ("white", "cortex", "deep", "cerebellum", "ventricle"):
-        labels = np.where(part[name] & brain, np.where(x < 0, LEFT[name], RIGHT[name]), labels)
-    return np.where(stem & brain, BRAINSTEM, labels).astype(np.uint8)
-
-
-def _inside_ellipsoid(x, y, z, centre, radii) -> np.ndarray:
-    return sum(((a - c) / r) ** 2 for a, c, r in zip((x, y, z), centre, radii)) < 1

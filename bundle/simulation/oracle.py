@@ -1,62 +1,27 @@
 """The Bayes-optimal forecaster of the simulated trial: the ceiling that no model can pass."""
 
-import json
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
-import nibabel as nib
 import numpy as np
-from scipy.signal import fftconvolve
 from scipy.special import gammaln
-from scipy.stats import poisson
 
 from bundle.arms import NULL_ARM
-from bundle.errors import InputError
-from bundle.simulation.anatomy import Anatomy
-from bundle.simulation.drawing import grow, placement
-from bundle.simulation.events import PATIENTS_PER_ARM, Protocol, net2_volume_mm3
-from bundle.simulation.patient import patient_anatomy
+from bundle.simulation.covariates import CovariateModel, durations_of
+from bundle.simulation.drawing import Surroundings
+from bundle.simulation.footprint import lesion_footprint
+from bundle.simulation.observation import Observation
+from bundle.simulation.protocol import MONTHS, PATIENTS_PER_ARM, PRESETS, WEEKS_PER_MONTH, Protocol
 
 MAX_COUNT = 256  # the last entry of a count distribution means "this many or more"
+COUNTS = np.arange(MAX_COUNT + 1)
 
 # Trapezoids in log frailty. The integrand is analytic and dies out at both ends, so the error falls exponentially with
 # the step: .02 resolves posteriors as narrow as those of several hundred lesions. Below e^-64 lies a share of
 # e^(-64 k) < 1e-12 at k = .45.
 LOG_FRAILTY = np.arange(-64.0, 6.0, 0.02)
 FRAILTY = np.exp(LOG_FRAILTY)
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What the images of a patient up to w048 show; None is not seen.
-
-    Attributes:
-        num_gd: gadolinium-enhancing lesions at w000.
-        num_t2: T2 lesions at w000 other than these.
-        num_net2: new or enlarging lesions between w000 and w048.
-        anatomy, lesions: the brain and its T2 lesions at w048 (bool); only the heatmap needs them.
-
-    Where they lie, how large they are and which enhance at w048 tells nothing more of the frailty: in this trial these
-    are independent of it given the counts, so the counts suffice. Old lesions that have merged are counted as they
-    formed, a little more than an eye sees.
-
-    Raises:
-        ValueError: a count is negative, or of anatomy and lesions only one is given.
-    """
-
-    num_gd: int | None = None
-    num_t2: int | None = None
-    num_net2: int | None = None
-    anatomy: Anatomy | None = None
-    lesions: np.ndarray | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("num_gd", "num_t2", "num_net2"):
-            if (getattr(self, name) or 0) < 0:
-                raise ValueError(f"{name} is negative: {getattr(self, name)}")
-        if (self.anatomy is None) != (self.lesions is None):
-            raise ValueError("a heatmap needs both anatomy and lesions")
 
 
 @dataclass(frozen=True)
@@ -67,12 +32,16 @@ class OracleForecast:
         count_pmf: (MAX_COUNT + 1,) probabilities of 0, 1, ... lesions.
         expected_count: posterior mean of the count.
         partial_response: posterior probability that the treatment lets some lesions through.
+        places: (territories,) posterior mean of the spatial law: P(the next new lesion starts there).
+        starts: float64 `SHAPE`, P(the next lesion starts at a voxel), adding up to 1; None without images.
         footprint: float32 `SHAPE`, the probability that one lesion covers a voxel; None without images.
     """
 
     count_pmf: np.ndarray
     expected_count: float
     partial_response: float
+    places: np.ndarray
+    starts: np.ndarray | None
     footprint: np.ndarray | None
 
     @property
@@ -83,13 +52,14 @@ class OracleForecast:
     @property
     def expected_log_count(self) -> float:
         """Mean of log(1 + count): the forecast with the least mean squared error of the log count."""
-        return float(self.count_pmf @ np.log1p(np.arange(MAX_COUNT + 1)))
+        return float(self.count_pmf @ np.log1p(COUNTS))
 
     @cached_property
     def heatmap(self) -> np.ndarray | None:
         """Probability of every voxel to lie in a lesion: float32 `SHAPE`.
 
-        Lesions are taken as independent given their number; that they keep a voxel apart from each other is neglected.
+        Lesions are taken as independent given their number; that they keep a voxel apart from each other, and that they
+        share the spatial law's own uncertainty, is neglected.
         """
         if self.footprint is None:
             return None
@@ -101,16 +71,17 @@ class OracleForecast:
 
 
 class Oracle:
-    """Forecasts w096 from what the images up to w048 show, knowing how the trial was simulated.
+    """Forecasts w096 from what images and tables up to w048 show, knowing how the trial was simulated.
 
     Args:
-        protocol: of the trial.
+        protocol: of the trial (`bundle.simulation.observation.read_protocol`).
     """
 
-    def __init__(self, protocol: Protocol = Protocol()) -> None:
+    def __init__(self, protocol: Protocol = PRESETS["trial"]) -> None:
         self.protocol = protocol
         k = protocol.frailty_shape
         self._log_prior = k * LOG_FRAILTY - k * FRAILTY  # density of log frailty, up to a constant
+        self._covariates = CovariateModel(protocol, FRAILTY)
 
     def __call__(self, observation: Observation, arm: int) -> OracleForecast:
         """Posterior forecast.
@@ -122,44 +93,129 @@ class Oracle:
         """
         arms = range(NULL_ARM) if arm == NULL_ARM else [arm]
         weights = self._posterior(observation, arms)  # (arms, partial or full response, frailty)
-        expected = self.protocol.rates[arms, 1][:, None] * FRAILTY
-        partial = weights[:, 0]
-        pmf = sum(w @ _count_table(self.protocol.rates[a, 1]) for a, w in zip(arms, partial))
+        horizons = self.protocol.interval_months if observation.months is None else [observation.months[1]]
+        pmf, expected = np.zeros(MAX_COUNT + 1), 0.0
+        for a, partial in zip(arms, weights[:, 0]):
+            for months in horizons:
+                mean = self.protocol.rates[a, 1] * months / MONTHS * FRAILTY
+                pmf += poisson_mixture(mean, partial) / len(horizons)
+                expected += float(partial @ mean) / len(horizons)
         pmf[0] += weights[:, 1].sum()
-        footprint = None if observation.anatomy is None else lesion_footprint(observation.anatomy, observation.lesions)
-        return OracleForecast(pmf, float((partial * expected).sum()), float(partial.sum()), footprint)
+        places = self._places(observation)
+        starts = footprint = None
+        if observation.anatomy is not None:
+            around = Surroundings(observation.anatomy, observation.status, self.protocol.hazards)
+            new, enlarged = around.starts(places, self.protocol.enlarging)
+            starts, footprint = new + enlarged, lesion_footprint(around, new, enlarged)
+        return OracleForecast(pmf, expected, float(weights[:, 0].sum()), places, starts, footprint)
 
-    def _posterior(self, observation: Observation, arms) -> np.ndarray:
+    def posterior_frailty(self, observation: Observation, arm: int) -> np.ndarray:
+        """(frailty,) weights on `FRAILTY`, adding up to 1."""
+        arms = range(NULL_ARM) if arm == NULL_ARM else [arm]
+        return self._posterior(observation, arms).sum((0, 1))
+
+    def _places(self, observation: Observation) -> np.ndarray:
+        """Posterior mean of the spatial law: Dirichlet and multinomial are conjugate."""
+        parameters = self.protocol.dirichlet + (0 if observation.territories is None else observation.territories)
+        return parameters / parameters.sum()
+
+    def _posterior(self, observation: Observation, arms: Sequence[int]) -> np.ndarray:
         """(arms, 2, frailty): joint posterior of arm, response (0 partial, 1 full) and frailty; adds up to 1."""
         before = self._log_prior + self._log_baseline(observation)
         share = np.array(PATIENTS_PER_ARM, float)[arms]
         q = np.array(self.protocol.partial_responders)[arms]
         with np.errstate(divide="ignore"):  # the logarithm of an impossible response is -inf, as it should be
             weights = before + np.log(share[:, None] * np.stack([q, 1 - q], 1))[..., None]
-        n = observation.num_net2
-        if n is not None:
-            weights[:, 0] += _log_poisson(n, self.protocol.rates[arms, 0][:, None])
-            weights[:, 1] += 0 if n == 0 else -np.inf
+        weights = weights + self._log_first_year(observation, arms)
+        if observation.num_active is not None:
+            out = observation.num_smouldering - observation.num_active
+            for response, stays in enumerate((self.protocol.stays_active, self.protocol.stays_active_treated)):
+                weights[:, response] += observation.num_active * np.log(stays) + out * np.log1p(-stays)
         weights = np.exp(weights - weights.max())
         return weights / weights.sum()
 
-    def _log_baseline(self, observation: Observation) -> np.ndarray | float:
-        """log P(what is seen at w000 | frailty), up to a constant."""
+    def _log_first_year(self, observation: Observation, arms: Sequence[int]) -> np.ndarray:
+        """(arms, 2, frailty): log P(NET2 at w048, those that enhance, growth of the ventricles | arm, response,
+        frailty), up to a constant; summed over the length of the interval where it is unknown.
+        """
+        n = observation.num_net2
+        if n is None and observation.growth_mm is None:
+            return np.zeros((1, 2, 1))
+        lengths = self.protocol.interval_months if observation.months is None else [observation.months[0]]
+        terms = []
+        for months in lengths:
+            term = np.zeros((len(arms), 2, len(FRAILTY)))
+            if n is not None:
+                term[:, 0] = _log_poisson(n, self.protocol.rates[arms, 0][:, None] * months / MONTHS)
+                term[:, 1] = 0 if n == 0 else -np.inf
+            terms.append(term + self._log_length(observation, months))
+        return np.logaddexp.reduce(terms)
+
+    def _log_length(self, observation: Observation, months: float) -> float:
+        """log P(enhancing lesions of w048, growth of the ventricles | NET2 at w048, months), up to a constant."""
         total = 0.0
-        if observation.num_gd is not None:
-            total = total + _log_poisson(observation.num_gd, self.protocol.gd_mean)
-        if observation.num_t2 is not None:
-            size, mean = self.protocol.t2_size, self.protocol.t2_mean_given(FRAILTY)
-            total = total + observation.num_t2 * np.log(mean) - (observation.num_t2 + size) * np.log(size + mean)
+        if observation.num_enhancing is not None:  # each of them formed at a uniform time
+            enhancing = self.protocol.gd_weeks / (months * WEEKS_PER_MONTH)
+            quiet = observation.num_net2 - observation.num_enhancing
+            total += observation.num_enhancing * np.log(enhancing) + quiet * np.log1p(-enhancing)
+        if observation.growth_mm is not None:
+            shape, rate = (
+                self.protocol.growth_shape * months / 12,
+                self.protocol.growth_shape / self.protocol.growth_mm_per_year,
+            )
+            total += shape * np.log(rate * observation.growth_mm) - gammaln(shape)
         return total
 
+    def _log_baseline(self, observation: Observation) -> np.ndarray:
+        """log P(what is seen at w000, and the diffuse signal | frailty), up to a constant."""
+        protocol, total = self.protocol, np.zeros(len(FRAILTY))
+        if observation.num_gd is not None:
+            total += _log_poisson(observation.num_gd, protocol.gd_mean)
+        if observation.num_smouldering is not None:
+            total += _log_poisson(observation.num_smouldering, protocol.smouldering_mean)
+        if observation.diffuse is not None:
+            seen = (observation.diffuse - protocol.diffuse_level) / protocol.diffuse_slope
+            total -= 0.5 * ((seen - protocol.soft_log(FRAILTY)) / protocol.diffuse_noise) ** 2
+        log_t2 = self._log_t2(observation)  # (frailty, durations)
+        highest = log_t2.max()
+        likelihood = self._covariates.likelihood(observation.covariates, np.exp(log_t2 - highest))
+        with np.errstate(divide="ignore"):
+            return total + highest + np.log(likelihood)
 
-@lru_cache(maxsize=NULL_ARM)
-def _count_table(rate: float) -> np.ndarray:
-    """(frailty, MAX_COUNT + 1): P(count | frailty) at a rate per unit of frailty."""
-    expected = rate * FRAILTY[:, None]
-    pmf = poisson.pmf(np.arange(MAX_COUNT + 1), expected)
-    pmf[:, -1] = poisson.sf(MAX_COUNT - 1, expected[:, 0])
+    def _log_t2(self, observation: Observation) -> np.ndarray:
+        """(frailty, durations): log P(number of T2 lesions | frailty, disease duration), up to a constant."""
+        n, durations = observation.num_t2, durations_of(observation.covariates)
+        if n is None:
+            return np.zeros((len(FRAILTY), len(durations)))
+        mean = self.protocol.t2_mean_given(FRAILTY[:, None], durations)
+        if observation.num_smouldering is not None:
+            return _log_negative_binomial(n, mean, self.protocol.t2_size)
+        smouldering = range(n + 1)  # not told from quiet ones: n is the sum of both
+        return np.logaddexp.reduce(
+            [
+                _log_negative_binomial(n - s, mean, self.protocol.t2_size)
+                + _log_poisson(s, self.protocol.smouldering_mean)[:, None]
+                for s in smouldering
+            ]
+        )
+
+
+def poisson_mixture(mean: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Distribution of a count that is Poisson given its mean: (MAX_COUNT + 1,), adding up to the weights' sum.
+
+    Args:
+        mean: (G,) positive, ascending.
+        weights: (G,).
+    """
+    pmf = np.zeros(MAX_COUNT + 1)
+    for part, most in ((mean < 1e-3, 5), (mean >= 1e-3, MAX_COUNT)):  # P(more than 5) < 1e-20 there
+        part = part & (weights > 1e-18)
+        number = np.arange(most)
+        table = np.exp(number * np.log(mean[part, None]) - mean[part, None] - gammaln(number + 1))
+        pmf[:most] += weights[part] @ table
+        if most == MAX_COUNT:
+            pmf[-1] += weights[part] @ np.maximum(1 - table.sum(1), 0)
+    pmf[0] += weights[weights <= 1e-18].sum()
     return pmf
 
 
@@ -167,80 +223,6 @@ def _log_poisson(count: int, rate: np.ndarray | float) -> np.ndarray:
     return count * np.log(rate * FRAILTY) - rate * FRAILTY - gammaln(count + 1)
 
 
-def lesion_footprint(anatomy: Anatomy, lesions: np.ndarray) -> np.ndarray:
-    """Probability of every voxel to be covered by the next lesion; adds up to its mean volume in voxels.
-
-    The density of starts is spread by the mean shape of a lesion in open space; what would fall on fluid, background
-    or an old lesion is spread over the free voxels of the same shape instead, as a growing lesion does.
-
-    Args:
-        anatomy: the brain.
-        lesions: bool `SHAPE`, T2 lesions so far.
-
-    Returns:
-        float32 `SHAPE` in [0, 1].
-    """
-    shape = mean_lesion_shape()
-    free = (anatomy.parenchyma & ~lesions).astype(np.float32)
-    room = fftconvolve(free, shape / shape.sum(), mode="same")  # the shape is symmetric: correlation is convolution
-    starts = placement(anatomy, lesions) * free / np.maximum(room, 0.05)
-    return np.clip(free * fftconvolve(starts, shape, mode="same"), 0, 1).astype(np.float32)
-
-
-@lru_cache(maxsize=1)
-def mean_lesion_shape(num_lesions: int = 1000) -> np.ndarray:
-    """float32 (47, 47, 17): how often a lesion started in the centre covers each voxel, over all volumes and shapes."""
-    room = np.zeros((47, 47, 17), np.float32)
-    free, centre = np.ones(room.shape, bool), tuple(n // 2 for n in room.shape)
-    rng = np.random.default_rng(0)
-    for quantile in (np.arange(num_lesions) + 0.5) / num_lesions:
-        room[grow(free, centre, net2_volume_mm3(quantile), rng)] += 1
-    for axis in range(3):  # a shape and its mirror images are equally likely
-        room = (room + np.flip(room, axis)) / 2
-    return room / num_lesions
-
-
-def read_truth(dataset_dir: str | Path, case: str) -> dict:
-    """The sidecar of one simulated patient.
-
-    Raises:
-        InputError: the data set has no truth for this case.
-    """
-    file = Path(dataset_dir) / "derivatives" / "truth" / case / f"{case}_truth.json"
-    try:
-        return json.loads(file.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise InputError(
-            "no readable truth", "the oracle needs a data set of scripts.simulate_trial", case=case, file=file
-        ) from error
-
-
-def read_counts(dataset_dir: str | Path, case: str, visit: str = "w048") -> Observation:
-    """What a simulated patient's images show up to a visit, counts only: quick."""
-    truth = read_truth(dataset_dir, case)
-    return Observation(
-        num_gd=truth["num_gd_w000"],
-        num_t2=truth["num_t2_w000"] - truth["num_gd_w000"],
-        num_net2=len(truth["arms"][truth["arm"]]["net2_w048"]) if visit == "w048" else None,
-    )
-
-
-def read_observation(dataset_dir: str | Path, case: str, visit: str = "w048") -> Observation:
-    """Counts, brain and lesions of a simulated patient. The brain is drawn again from the seed, the lesions are read.
-
-    Args:
-        visit: the last one seen. From w000 alone the heatmap is near the best: first-year lesions, unseen, attract too.
-
-    Raises:
-        InputError: the case has no truth or no T2 mask at that visit.
-    """
-    truth = read_truth(dataset_dir, case)
-    file = (
-        Path(dataset_dir) / f"derivatives/lesions/{case}/ses-{visit}/anat/{case}_ses-{visit}_label-T2lesion_mask.nii.gz"
-    )
-    try:
-        lesions = np.asarray(nib.load(file).dataobj) > 0
-    except (OSError, EOFError, nib.filebasedimages.ImageFileError) as error:
-        raise InputError("no readable T2 lesion mask", "simulate the data set again", case=case, file=file) from error
-    counts = read_counts(dataset_dir, case, visit)
-    return replace(counts, anatomy=patient_anatomy(truth["seed"], truth["index"]), lesions=lesions)
+def _log_negative_binomial(count: int, mean: np.ndarray, size: float) -> np.ndarray:
+    constant = gammaln(count + size) - gammaln(size) - gammaln(count + 1)
+    return constant + count * np.log(mean / (mean + size)) + size * np.log(size / (mean + size))

@@ -1,17 +1,32 @@
 """One simulated patient in memory: scans, masks, and the truth that no scan shows."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from bundle.arms import ARMS
 from bundle.data.bids import VISITS
-from bundle.simulation.acquisition import acquire_flair, draw_texture
-from bundle.simulation.anatomy import AFFINE, SHAPE, VOXEL_MM3, Anatomy, draw_anatomy
-from bundle.simulation.drawing import form_lesions, grow, halo, placement
-from bundle.simulation.events import WEEKS, History, Protocol, assigned_arm, draw_history, t2_volume_mm3
+from bundle.simulation.acquisition import acquire_flair, diffuse_extent, draw_texture, tissue_signal
+from bundle.simulation.anatomy import AFFINE, SHAPE, VOXEL_MM3, Anatomy
+from bundle.simulation.disease import (
+    ACQUISITION,
+    READING,
+    Disease,
+    Lesions,
+    draw_disease,
+    patient_anatomy,
+    patient_history,
+    stream,
+    union,
+)
+from bundle.simulation.drawing import halo
+from bundle.simulation.events import History, assigned_arm
+from bundle.simulation.protocol import PRESETS, WEEKS_PER_MONTH, Protocol
+from bundle.simulation.territories import TERRITORIES
 
-HISTORY, ANATOMY, BASELINE, NET2, ACQUISITION = range(5)  # independent streams of a patient's randomness
+# Added brightness of lesions, relative to white matter: mean, deviation, least and greatest. They do not overlap where
+# it matters: a smouldering lesion can be told from a quiet one.
+_QUIET_GAIN, _NEW_GAIN, _SMOULDERING_GAIN = (0.42, 0.07, 0.25, 0.55), (0.55, 0.05, 0.42, 0.66), (0.85, 0.04, 0.76, 0.95)
 
 
 @dataclass(frozen=True)
@@ -20,136 +35,165 @@ class Patient:
 
     Attributes:
         arm: class index of the assigned arm.
+        history: the disease, without voxels.
         anatomy: the brain.
         flair: visit -> int16 `SHAPE`.
-        masks: (visit, label) -> bool `SHAPE`, label one of T2lesion, Gdlesion, NET2.
-        truth: what goes into the sidecar: frailty, response, counts at w000, NET2 events under every arm.
+        brain: visit -> bool `SHAPE`, the stripped brain.
+        masks: (visit, label) -> bool `SHAPE`, label one of T2lesion, Gdlesion, NET2; as the reader drew them.
+        status: visit (w000, w048) -> uint8 `SHAPE`, the true lesions and how active they are
+            (`bundle.simulation.drawing`).
+        truth: what goes into the sidecar.
     """
 
     arm: int
+    history: History
     anatomy: Anatomy
     flair: dict[str, np.ndarray]
+    brain: dict[str, np.ndarray]
     masks: dict[tuple[str, str], np.ndarray]
+    status: dict[str, np.ndarray]
     truth: dict
 
 
-def stream(seed: int, index: int, *key: int) -> np.random.SeedSequence:
-    """The randomness of one purpose of one patient; depends on nothing else."""
-    return np.random.SeedSequence(seed, spawn_key=(1, index, *key))
-
-
-def patient_anatomy(seed: int, index: int) -> Anatomy:
-    """The brain of patient `index` (from 0) of trial `seed`."""
-    return draw_anatomy(np.random.default_rng(stream(seed, index, ANATOMY)))
-
-
-def patient_history(seed: int, index: int, protocol: Protocol = Protocol()) -> History:
-    """The disease of patient `index` (from 0) of trial `seed`; needs no images."""
-    return draw_history(protocol, np.random.default_rng(stream(seed, index, HISTORY)))
-
-
-def simulate_patient(seed: int, index: int, protocol: Protocol = Protocol()) -> Patient:
+def simulate_patient(seed: int, index: int, protocol: Protocol = PRESETS["trial"]) -> Patient:
     """Patient `index` (from 0) of trial `seed`; depends on nothing but these and the protocol."""
     arm, anatomy = assigned_arm(seed, index), patient_anatomy(seed, index)
     history = patient_history(seed, index, protocol)
-    rng = np.random.default_rng(stream(seed, index, BASELINE))
-    old = _old_lesions(anatomy, history.num_t2, rng)
-    old_mask = _union(old)
-    recent = form_lesions(anatomy, old_mask, [stream(seed, index, BASELINE, j) for j in range(history.num_gd)])
-    t2_w000 = old_mask | _union(recent)
-    outcomes = _potential_outcomes(anatomy, t2_w000, history, seed, index)
-
-    year_1, year_2 = outcomes[arm]
-    enhancing = [lesion for lesion, week in zip(year_1, history.weeks[arm][0]) if week > WEEKS - protocol.gd_weeks]
-    net2_w048, net2_w096 = _union(year_1), _union(year_2)
-    masks = {
+    disease = draw_disease(anatomy, history, seed, index, protocol)
+    year_1, year_2 = disease.outcomes[arm]
+    num_enhancing = history.num_enhancing(arm, protocol)
+    net2_w048, net2_w096, t2_w000 = union(year_1), union(year_2), disease.old
+    true_masks = {
         ("w000", "T2lesion"): t2_w000,
-        ("w000", "Gdlesion"): _union(recent),
+        ("w000", "Gdlesion"): union(disease.recent),
         ("w048", "T2lesion"): t2_w000 | net2_w048,
-        ("w048", "Gdlesion"): _union(enhancing),
+        ("w048", "Gdlesion"): union(year_1[len(year_1) - num_enhancing :]),
         ("w048", "NET2"): net2_w048,
         ("w096", "NET2"): net2_w096,
     }
-    formed = dict(zip(VISITS, (old + recent, year_1, year_2)))
-    truth = {
+    active = history.active(arm, protocol)
+    status = {"w000": disease.status_w000(), "w048": disease.status_w048(year_1, num_enhancing, active)}
+    flair, brain = _scan(anatomy, history, disease, active, arm, seed, index, protocol)
+    masks = protocol.reader(true_masks, np.random.default_rng(stream(seed, index, READING)))
+    truth = _truth(seed, index, arm, history, disease, protocol)
+    return Patient(arm, history, anatomy, flair, brain, masks, status, truth)
+
+
+def _scan(
+    anatomy: Anatomy,
+    history: History,
+    disease: Disease,
+    active: np.ndarray,
+    arm: int,
+    seed: int,
+    index: int,
+    protocol: Protocol,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """FLAIR and stripped brain at every visit."""
+    rng = np.random.default_rng(stream(seed, index, ACQUISITION))
+    texture, diffuse = draw_texture(rng), np.float32(history.diffuse) * diffuse_extent(anatomy)
+    settings = protocol.scanners.settings(seed, len(VISITS), rng)
+    growth_mm = dict(zip(VISITS, np.cumsum([0.0, *history.growth_mm])))
+    flair, brain = {}, {}
+    for (visit, gain), setting in zip(_lesion_gains(disease, active, arm, rng).items(), settings):
+        signal = tissue_signal(anatomy, setting, texture, growth_mm[visit], gain, diffuse)
+        flair[visit], brain[visit] = acquire_flair(anatomy, signal, setting, rng)
+    return flair, brain
+
+
+def _lesion_gains(disease: Disease, active: np.ndarray, arm: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Added brightness at each visit, float32 `SHAPE`; the brightest of overlapping lesions counts.
+
+    New lesions are brighter than old ones and have faded to them by the next visit (Meier et al. 2007); a smouldering
+    lesion stays brightest for as long as it is active.
+    """
+
+    def draw(lesions: Lesions, law: tuple[float, float, float, float]) -> list[float]:
+        mean, deviation, least, most = law
+        return np.clip(rng.normal(mean, deviation, len(lesions)), least, most).tolist()
+
+    year_1, year_2 = disease.outcomes[arm]
+    old = disease.quiet + disease.recent + disease.smouldering + year_1
+    faded = dict(zip(map(id, old), draw(old, _QUIET_GAIN)))
+    new = dict(zip(map(id, disease.recent + year_1 + year_2), draw(disease.recent + year_1 + year_2, _NEW_GAIN)))
+    bright = dict(zip(map(id, disease.smouldering), draw(disease.smouldering, _SMOULDERING_GAIN)))
+    burning = [lesion for lesion, is_active in zip(disease.smouldering, active) if is_active]
+    out = [lesion for lesion, is_active in zip(disease.smouldering, active) if not is_active]
+    shown = {  # visit: lesions as old, as new, as active
+        "w000": (disease.quiet, disease.recent, disease.smouldering),
+        "w048": (disease.quiet + disease.recent + out, year_1, burning),
+        "w096": (disease.quiet + disease.recent + out + year_1, year_2, burning),
+    }
+    gains = {}
+    for visit, kinds in shown.items():
+        gain = gains[visit] = np.zeros(SHAPE, np.float32)
+        for lesions, brightness in zip(kinds, (faded, new, bright)):
+            for lesion in lesions:
+                gain[lesion] = np.maximum(gain[lesion], brightness[id(lesion)])
+    return gains
+
+
+def _truth(seed: int, index: int, arm: int, history: History, disease: Disease, protocol: Protocol) -> dict:
+    """What goes into the sidecar."""
+    t2_w000 = disease.old
+    names = np.array(TERRITORIES)
+    outcomes = {}
+    for a, (name, (first, second)) in enumerate(zip(ARMS, disease.outcomes)):
+        before = (t2_w000, t2_w000 | union(first))
+        outcomes[name] = {
+            "partial_response": history.partly(a, protocol),
+            "expected_net2_w048": history.expected(a, 0, protocol),
+            "expected_net2_w096": history.expected(a, 1, protocol),
+            "active_smouldering_w048": int(history.active(a, protocol).sum()),
+            "num_gd_w048": history.num_enhancing(a, protocol),
+        } | {
+            f"net2_{visit}": _records(lesions, history, a, i, before[i])
+            for i, (visit, lesions) in enumerate((("w048", first), ("w096", second)))
+        }
+    return {
         "seed": seed,
         "index": index,
         "arm": ARMS[arm],
+        "sees_arm": history.sees_arm,
         "frailty": history.frailty,
         "response_uniform": history.response,
-        "num_gd_w000": history.num_gd,
-        "num_t2_w000": history.num_t2 + history.num_gd,
-        "arms": {
-            name: {
-                "partial_response": bool(history.response < q),
-                "net2_w048": _records(first, weeks[0], t2_w000),
-                "net2_w096": _records(second, weeks[1], t2_w000 | _union(first)),
-            }
-            for name, q, (first, second), weeks in zip(ARMS, protocol.partial_responders, outcomes, history.weeks)
+        "diffuse": history.diffuse,
+        "places": dict(zip(TERRITORIES, history.places.tolist())),
+        "covariates": asdict(history.covariates),
+        "seen_covariates": asdict(history.seen_covariates),
+        "months": list(history.months),
+        "sees_months": history.sees_months,
+        "ventricle_growth_mm": list(history.growth_mm),
+        "num_gd_w000": len(history.gd),
+        "num_t2_w000": history.num_old,
+        "num_smouldering_w000": len(history.smouldering),
+        "territories_w000": {
+            name: int(n) for name, n in zip(names, np.bincount(_old_territories(history), minlength=len(names)))
         },
+        "arms": outcomes,
     }
-    flair = _scan(anatomy, formed, np.random.default_rng(stream(seed, index, ACQUISITION)))
-    return Patient(arm, anatomy, flair, masks, truth)
 
 
-def _old_lesions(anatomy: Anatomy, count: int, rng: np.random.Generator) -> list[tuple[np.ndarray, ...]]:
-    """Lesions of the years before the trial; they may overlap and merge."""
-    density = placement(anatomy, np.zeros(SHAPE, bool)).ravel().cumsum(dtype=np.float64)
-    places = np.unravel_index(np.searchsorted(density, rng.random(count) * density[-1], side="right"), SHAPE)
-    inner = anatomy.susceptibility[places] / anatomy.susceptibility.max()
-    volumes_mm3 = t2_volume_mm3(rng.random(count), rng.normal(0, 0.6), inner)
-    return [grow(anatomy.parenchyma, place, volume, rng) for place, volume in zip(zip(*places), volumes_mm3)]
+def _old_territories(history: History) -> np.ndarray:
+    return np.concatenate([history.quiet, history.gd, history.smouldering]).astype(int)
 
 
-def _potential_outcomes(
-    anatomy: Anatomy, t2_w000: np.ndarray, history: History, seed: int, index: int
-) -> list[tuple[list, list]]:
-    """Per arm the NET2 lesions of both intervals; arms that agree on the first share the places of the second."""
-    arms = range(len(ARMS))
-
-    def marks(interval: int, some_arms) -> list[np.random.SeedSequence]:
-        return [
-            stream(seed, index, NET2, interval, j) for j in range(max(history.count(a, interval) for a in some_arms))
-        ]
-
-    first = form_lesions(anatomy, t2_w000, marks(0, arms))
-    second = {}
-    for count in {history.count(a, 0) for a in arms}:
-        alike = [a for a in arms if history.count(a, 0) == count]
-        second[count] = form_lesions(anatomy, t2_w000 | _union(first[:count]), marks(1, alike))
-    return [(first[: history.count(a, 0)], second[history.count(a, 0)][: history.count(a, 1)]) for a in arms]
-
-
-def _scan(anatomy: Anatomy, formed: dict[str, list], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """FLAIR at every visit; lesions are brightest when new and fade a little by the next visit."""
-    texture = draw_texture(anatomy, rng)
-    gain, flair = np.zeros(SHAPE, np.float32), {}
-    for visit, lesions in formed.items():
-        gain *= np.float32(0.9)
-        for lesion in lesions:
-            gain[lesion] = np.maximum(gain[lesion], np.clip(rng.normal(0.48, 0.12), 0.22, 0.8))
-        flair[visit] = acquire_flair(anatomy, texture, gain, rng)
-    return flair
-
-
-def _union(lesions: list[tuple[np.ndarray, ...]]) -> np.ndarray:
-    mask = np.zeros(SHAPE, bool)
-    for lesion in lesions:
-        mask[lesion] = True
-    return mask
-
-
-def _records(lesions: list[tuple[np.ndarray, ...]], weeks: np.ndarray, before: np.ndarray) -> list[dict]:
-    def enlarging(lesion: tuple[np.ndarray, ...]) -> bool:
+def _records(lesions: Lesions, history: History, arm: int, interval: int, before: np.ndarray) -> list[dict]:
+    def touches_old(lesion: tuple[np.ndarray, ...]) -> bool:
         box, touching = halo(lesion)
         return bool((before[box] & touching).any())
 
     return [
         {
             "week": round(float(week), 3),
+            "month": round(float(week) / WEEKS_PER_MONTH, 3),
             "centroid_mm": [round(float(c), 2) for c in AFFINE[:3, :3] @ np.mean(lesion, axis=1) + AFFINE[:3, 3]],
+            "start_mm": [round(float(c), 2) for c in AFFINE[:3, :3] @ [i[0] for i in lesion] + AFFINE[:3, 3]],
             "volume_mm3": VOXEL_MM3 * len(lesion[0]),
-            "enlarging": enlarging(lesion),
+            "enlarging": touches_old(lesion),
+            "territory": None
+            if history.enlarges(arm, interval, j)
+            else TERRITORIES[history.events[interval][j].territory],
         }
-        for lesion, week in zip(lesions, weeks)
+        for j, (lesion, week) in enumerate(zip(lesions, history.weeks[arm][interval]))
     ]

@@ -2,11 +2,11 @@
 
 import gzip
 import json
-import multiprocessing
 import os
 import shutil
-import threading
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
 from pathlib import Path
 
 import nibabel as nib
@@ -15,17 +15,33 @@ from tqdm import tqdm
 
 from bundle.arms import ARMS
 from bundle.data.bids import VISITS
+from bundle.data.grid import SlabGrid
+from bundle.data.slab_file import slab_bytes
 from bundle.errors import InputError
 from bundle.files import write_together
+from bundle.runtime import end_with_parent
 from bundle.simulation.anatomy import AFFINE
-from bundle.simulation.events import assigned_arm
+from bundle.simulation.compact import compact_patient
+from bundle.simulation.covariates import COLUMNS
+from bundle.simulation.disease import patient_history
+from bundle.simulation.events import History, assigned_arm
 from bundle.simulation.patient import Patient, simulate_patient
+from bundle.simulation.protocol import PRESETS
 
+VERSION = "3"
 DERIVATIVES = ("lesions", "brain", "synthseg", "truth")
 
 
-def simulate_trial(out: str | Path, patients: int, *, seed: int = 0, workers: int | None = None) -> Path:
-    """Writes a simulated trial: FLAIR, lesion masks, brain mask, segmentation, and the truth in a sidecar.
+def simulate_trial(
+    out: str | Path,
+    patients: int,
+    *,
+    seed: int = 0,
+    workers: int | None = None,
+    preset: str = "trial",
+    compact: bool = False,
+) -> Path:
+    """Writes a simulated trial: FLAIR, lesion masks, brain mask, segmentation, tables, and the truth in a sidecar.
 
     Patient i depends on (seed, i) only: a smaller trial is the beginning of a larger one, and the same call gives the
     same bytes. Patients that are already there are not simulated again. `participants.tsv` is written last.
@@ -35,6 +51,8 @@ def simulate_trial(out: str | Path, patients: int, *, seed: int = 0, workers: in
         patients: how many, from `sub-0001` on.
         seed: of the trial.
         workers: processes; None takes all cores.
+        preset: of `bundle.simulation.protocol.PRESETS`.
+        compact: in place of all volumes one file a patient on the lite model's grid (`bundle.data.slab_file`).
 
     Returns:
         `out`.
@@ -48,23 +66,96 @@ def simulate_trial(out: str | Path, patients: int, *, seed: int = 0, workers: in
             raise InputError(
                 f"--{name} {value!r} is not a whole number of {least} or more", f"give e.g. --{name} {max(least, 10)}"
             )
-    out = Path(str(out))
-    _open_dataset(out, seed)
+    if preset not in PRESETS:
+        raise InputError(f"--preset {preset!r} is none of {', '.join(PRESETS)}", "give one of them")
+    if not isinstance(compact, bool):
+        raise InputError(f"--compact {compact!r} is neither True nor False", "give --compact alone, or leave it out")
+    out, protocol = Path(str(out)), PRESETS[preset]
+    _open_dataset(out, seed, preset, compact)
     try:
-        _write_missing(out, patients, seed, workers)
-        rows = [f"{participant(i)}\t{ARMS[assigned_arm(seed, i)]}\n" for i in range(patients)]
-        write_together(out, {"participants.tsv": "".join(["participant_id\ttreatment_arm\n", *rows]).encode()})
+        _write_missing(out, patients, seed, workers, preset, compact)
+        rows = [_row(i, assigned_arm(seed, i), patient_history(seed, i, protocol)) for i in range(patients)]
+        header = "\t".join(["participant_id", "treatment_arm", *COLUMNS]) + "\n"
+        write_together(out, {"participants.tsv": "".join([header, *rows]).encode()})
     except OSError as error:
         raise InputError(f"stopped ({error})", "make room and call again: it goes on from here", file=out) from error
     return out
 
 
-def _write_missing(out: Path, patients: int, seed: int, workers: int) -> None:
+def participant(index: int) -> str:
+    """BIDS id of patient `index` (from 0): sub-0001 for the first."""
+    return f"sub-{index + 1:04d}"
+
+
+def write_patient(out: Path, seed: int, index: int, preset: str = "trial", compact: bool = False) -> None:
+    """Simulates one patient and moves it into the data set; the folder `sub-X` comes last and marks it done."""
+    name = participant(index)
+    partial_copy = out / f".{name}.partial"
+    shutil.rmtree(partial_copy, ignore_errors=True)
+    patient = simulate_patient(seed, index, PRESETS[preset])
+    files = compact_files(patient, name) if compact else patient_files(patient, name)
+    for file, content in files.items():
+        write_together((partial_copy / file).parent, {Path(file).name: content})
+    derivatives = [Path("derivatives") / d / name for d in DERIVATIVES]
+    for place in (*(d for d in derivatives if (partial_copy / d).is_dir()), Path(name)):
+        shutil.rmtree(out / place, ignore_errors=True)  # left behind by a run that was killed just here
+        os.replace(partial_copy / place, out / place)
+    shutil.rmtree(partial_copy)
+
+
+def patient_files(patient: Patient, name: str) -> dict[str, bytes]:
+    """Path in the data set -> content, for every file of one patient."""
+    files = _tables(patient, name)
+    labels = _nifti(patient.anatomy.labels)  # of w000: one grid, three visits
+    for visit in VISITS:
+        anat, stem = f"{name}/ses-{visit}/anat", f"{name}_ses-{visit}"
+        files[f"{anat}/{stem}_FLAIR.nii.gz"] = _nifti(patient.flair[visit])
+        files[f"derivatives/brain/{anat}/{stem}_desc-brain_mask.nii.gz"] = _nifti(patient.brain[visit])
+        files[f"derivatives/synthseg/{anat}/{stem}_dseg.nii.gz"] = labels
+    for (visit, label), mask in patient.masks.items():
+        anat, stem = f"{name}/ses-{visit}/anat", f"{name}_ses-{visit}"
+        files[f"derivatives/lesions/{anat}/{stem}_label-{label}_mask.nii.gz"] = _nifti(mask)
+    for visit, status in patient.status.items():
+        files[f"derivatives/truth/{name}/{name}_ses-{visit}_desc-status_dseg.nii.gz"] = _nifti(status)
+    return files
+
+
+def compact_files(patient: Patient, name: str) -> dict[str, bytes]:
+    """Likewise, with one file on the lite model's grid in place of the volumes."""
+    grid = SlabGrid()
+    slab = slab_bytes(compact_patient(patient, name, grid), grid)
+    return _tables(patient, name) | {f"{name}/{name}_slab.npz": slab}
+
+
+def _tables(patient: Patient, name: str) -> dict[str, bytes]:
+    truth = json.dumps(patient.truth, indent=1) + "\n"
+    return {
+        f"{name}/{name}_sessions.tsv": _sessions(patient.history).encode(),
+        f"derivatives/truth/{name}/{name}_truth.json": truth.encode(),
+    }
+
+
+def _row(index: int, arm: int, history: History) -> str:
+    """A line of participants.tsv."""
+    told = [ARMS[arm] if history.sees_arm else None, *asdict(history.seen_covariates).values()]
+    return "\t".join([participant(index), *("n/a" if value is None else str(value) for value in told)]) + "\n"
+
+
+def _sessions(history: History) -> str:
+    """sessions.tsv of a patient: months from w000 to each visit."""
+    months: Sequence[float | None] = (
+        [0.0, *np.cumsum(history.months).tolist()] if history.sees_months else [0.0, None, None]
+    )
+    rows = [f"ses-{visit}\t{'n/a' if m is None else m}\n" for visit, m in zip(VISITS, months)]
+    return "".join(["session_id\tmonths\n", *rows])
+
+
+def _write_missing(out: Path, patients: int, seed: int, workers: int, preset: str, compact: bool) -> None:
     missing = [i for i in range(patients) if not (out / participant(i)).is_dir()]
     if missing:  # for a complete data set no worker need load the template
         done = patients - len(missing)
-        with ProcessPoolExecutor(min(workers, len(missing)), initializer=_end_with_parent) as pool:
-            jobs = [pool.submit(write_patient, out, seed, i) for i in missing]
+        with ProcessPoolExecutor(min(workers, len(missing)), initializer=end_with_parent) as pool:
+            jobs = [pool.submit(write_patient, out, seed, i, preset, compact) for i in missing]
             try:
                 for job in tqdm(as_completed(jobs), "simulating", patients, initial=done, unit="patient"):
                     job.result()
@@ -75,74 +166,54 @@ def _write_missing(out: Path, patients: int, seed: int, workers: int) -> None:
         shutil.rmtree(leftover)
 
 
-def participant(index: int) -> str:
-    """BIDS id of patient `index` (from 0): sub-0001 for the first."""
-    return f"sub-{index + 1:04d}"
-
-
-def write_patient(out: Path, seed: int, index: int) -> None:
-    """Simulates one patient and moves it into the data set; the folder `sub-X` comes last and marks it done."""
-    name = participant(index)
-    partial_copy = out / f".{name}.partial"
-    shutil.rmtree(partial_copy, ignore_errors=True)
-    for file, content in patient_files(simulate_patient(seed, index), name).items():
-        write_together((partial_copy / file).parent, {Path(file).name: content})
-    for place in (*(Path("derivatives") / d / name for d in DERIVATIVES), Path(name)):
-        shutil.rmtree(out / place, ignore_errors=True)  # left behind by a run that was killed just here
-        os.replace(partial_copy / place, out / place)
-    shutil.rmtree(partial_copy)
-
-
-def _end_with_parent() -> None:
-    """Lets a worker die with the command that was killed, rather than wait for work for ever."""
-
-    def wait() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def patient_files(patient: Patient, name: str) -> dict[str, bytes]:
-    """Path in the data set -> content, for every file of one patient."""
-    files = {}
-    brain, labels = _nifti(patient.anatomy.brain), _nifti(patient.anatomy.labels)  # one brain, one grid, three visits
-    for visit in VISITS:
-        anat, stem = f"{name}/ses-{visit}/anat", f"{name}_ses-{visit}"
-        files[f"{anat}/{stem}_FLAIR.nii.gz"] = _nifti(patient.flair[visit])
-        files[f"derivatives/brain/{anat}/{stem}_desc-brain_mask.nii.gz"] = brain
-        files[f"derivatives/synthseg/{anat}/{stem}_dseg.nii.gz"] = labels
-    for (visit, label), mask in patient.masks.items():
-        anat, stem = f"{name}/ses-{visit}/anat", f"{name}_ses-{visit}"
-        files[f"derivatives/lesions/{anat}/{stem}_label-{label}_mask.nii.gz"] = _nifti(mask)
-    files[f"derivatives/truth/{name}/{name}_truth.json"] = (json.dumps(patient.truth, indent=1) + "\n").encode()
-    return files
-
-
-def _open_dataset(out: Path, seed: int) -> None:
+def _open_dataset(out: Path, seed: int, preset: str, compact: bool) -> None:
     description = out / "dataset_description.json"
+    generator = {
+        "Name": "scripts.simulate_trial",
+        "Version": VERSION,
+        "Seed": seed,
+        "Preset": preset,
+        "Compact": compact,
+    }
     content = {
         "Name": "Simulated trial of new and enlarging T2 lesions in multiple sclerosis",
         "BIDSVersion": "1.10.0",
         "DatasetType": "raw",
-        "GeneratedBy": [{"Name": "scripts.simulate_trial", "Version": "2", "Seed": seed}],
+        "GeneratedBy": [generator],
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
         if description.exists():
-            if json.loads(description.read_text()) != content:
-                raise InputError("holds another data set or another seed", "give an empty folder", file=out)
+            _check_same(json.loads(description.read_text()), generator, out)
         elif any(not path.name.startswith(".") for path in out.iterdir()):
             raise InputError("is not empty and no simulated trial", "give an empty folder", file=out)
         else:
             write_together(out, {description.name: json.dumps(content, indent=1).encode()})
-        for derivative in DERIVATIVES:
+        for derivative in ("truth",) if compact else DERIVATIVES:
             derived = content | {"Name": derivative, "DatasetType": "derivative"}
             write_together(out / "derivatives" / derivative, {description.name: json.dumps(derived, indent=1).encode()})
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(
             f"cannot be used as a data set ({error})", "give an empty folder that can be written", file=out
         ) from error
+
+
+def _check_same(found: object, generator: dict, out: Path) -> None:
+    """A trial goes on only with what it began with.
+
+    Raises:
+        InputError: another data set, version, seed, preset or form.
+    """
+    try:
+        before = found["GeneratedBy"][0]
+        if before["Name"] != generator["Name"]:
+            raise LookupError
+    except (LookupError, TypeError) as error:
+        raise InputError("holds another data set", "give an empty folder", file=out) from error
+    differing = [f"{key} {before.get(key)!r}" for key, value in generator.items() if before.get(key) != value]
+    if differing:
+        problem = f"holds a simulated trial of {', '.join(differing).lower()}, which is not continued by another"
+        raise InputError(problem, "give an empty folder, or the same arguments and version", file=out)
 
 
 def _nifti(array: np.ndarray) -> bytes:

@@ -137,7 +137,16 @@ def test_a_page_is_wide_enough_for_its_tables(evaluated):
 
 def test_all_forecasters_are_side_by_side_with_n(evaluated):
     everyone = rows(evaluated, "activity", metric="AUC", arm="all").set_index("forecaster")
-    forecasters = {"oracle", "population", "no_new_lesions", "persistence", "frequency_map", "regression", "truth"}
+    forecasters = {
+        "oracle",
+        "oracle_masks",
+        "population",
+        "no_new_lesions",
+        "persistence",
+        "frequency_map",
+        "regression",
+        "truth",
+    }
     assert forecasters | {"diffusion", "diffusion, recalibrated"} <= set(everyone.index)
     assert (everyone.n == 12).all() and any(name.startswith("diffusion - ") for name in everyone.index)
     assert "average_count" in set(rows(evaluated, "log_count").forecaster)

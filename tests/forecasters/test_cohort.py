@@ -18,7 +18,7 @@ from bundle.forecasters import cohort
 from bundle.forecasters.base import Findings
 from bundle.forecasters.cohort import CaseReader, ObservedCase, Record, read_cohort
 from bundle.lesions import LesionRule
-from bundle.simulation.oracle import read_truth
+from bundle.simulation.observation import read_truth
 
 READ = CaseReader(SlabGrid((2, 2, 3), (80, 96, 15)), LesionRule())
 ROOT = Path(__file__).parents[2]

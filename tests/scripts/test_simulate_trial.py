@@ -22,3 +22,14 @@ def test_bad_arguments_end_in_one_line(tmp_path):
     assert failed.returncode == 1
     assert failed.stderr == "error: --patients 'none' is not a whole number of 1 or more; give e.g. --patients 10\n"
     assert not (tmp_path / "trial").exists()
+
+
+def test_presets_and_slabs_are_arguments(tmp_path):
+    failed = simulate("--out", str(tmp_path / "trial"), "--patients", "1", "--preset", "ward")
+    assert failed.returncode == 1
+    assert failed.stderr == "error: --preset 'ward' is none of trial, clinic; give one of them\n"
+    done = simulate(
+        "--out", str(tmp_path / "slabs"), "--patients", "1", "--workers", "1", "--preset", "clinic", "--compact"
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "slabs" / "sub-0001" / "sub-0001_slab.npz").is_file()

@@ -12,7 +12,10 @@ import pytest
 from bundle.arms import ARMS
 from bundle.errors import InputError
 from bundle.simulation.anatomy import AFFINE, SHAPE
+from bundle.simulation.covariates import COLUMNS
+from bundle.simulation.disease import patient_history
 from bundle.simulation.events import assigned_arm
+from bundle.simulation.protocol import PRESETS
 from bundle.simulation.trial import simulate_trial
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +35,9 @@ def test_every_file_of_the_contract_is_there_and_no_other(small_trial):
     expected |= {f"derivatives/{d}/dataset_description.json" for d in ("lesions", "brain", "synthseg", "truth")}
     labels = {"w000": ("T2lesion", "Gdlesion"), "w048": ("T2lesion", "Gdlesion", "NET2"), "w096": ("NET2",)}
     for case in ("sub-0001", "sub-0002", "sub-0003"):
+        expected.add(f"{case}/{case}_sessions.tsv")
         expected.add(f"derivatives/truth/{case}/{case}_truth.json")
+        expected |= {f"derivatives/truth/{case}/{case}_ses-{v}_desc-status_dseg.nii.gz" for v in ("w000", "w048")}
         for visit, masks in labels.items():
             anat, stem = f"{case}/ses-{visit}/anat", f"{case}_ses-{visit}"
             expected.add(f"{anat}/{stem}_FLAIR.nii.gz")
@@ -53,12 +58,29 @@ def test_volumes_share_one_ras_grid_and_masks_are_binary(small_trial):
             assert set(np.unique(image.dataobj)) <= {0, 1}
 
 
-def test_participants_carry_their_assigned_arm(small_trial):
+def test_participants_carry_their_assigned_arm_and_covariates(small_trial):
     rows = [line.split("\t") for line in (small_trial / "participants.tsv").read_text().splitlines()]
-    assert rows[0] == ["participant_id", "treatment_arm"]
-    assert rows[1:] == [[f"sub-000{i + 1}", ARMS[assigned_arm(8, i)]] for i in range(3)]
-    for case, arm in rows[1:]:
-        assert json.loads((small_trial / f"derivatives/truth/{case}/{case}_truth.json").read_text())["arm"] == arm
+    assert rows[0] == ["participant_id", "treatment_arm", *COLUMNS]
+    for i, (case, arm, *covariates) in enumerate(rows[1:]):
+        assert (case, arm) == (f"sub-000{i + 1}", ARMS[assigned_arm(8, i)])
+        truth = json.loads((small_trial / f"derivatives/truth/{case}/{case}_truth.json").read_text())
+        assert truth["arm"] == arm
+        assert covariates == [str(truth["covariates"][name]) for name in COLUMNS]
+
+
+def test_sessions_carry_the_months(small_trial):
+    for i in range(3):
+        lines = (small_trial / f"sub-000{i + 1}/sub-000{i + 1}_sessions.tsv").read_text().splitlines()
+        first, second = patient_history(8, i).months
+        assert lines == ["session_id\tmonths", "ses-w000\t0.0", f"ses-w048\t{first}", f"ses-w096\t{first + second}"]
+
+
+def test_what_is_not_known_is_not_available(tmp_path):
+    out = simulate_trial(tmp_path / "clinic", 1, seed=3, workers=1, preset="clinic", compact=True)
+    simulate_trial(out, 1, seed=3, workers=1, preset="clinic", compact=True)
+    (row,) = (out / "participants.tsv").read_text().splitlines()[1:]
+    seen = patient_history(3, 0, PRESETS["clinic"]).seen_covariates
+    assert row.split("\t")[2:] == ["n/a" if (v := getattr(seen, c)) is None else str(v) for c in COLUMNS]
 
 
 def test_the_same_call_gives_the_same_bytes_and_a_smaller_trial_is_a_prefix(small_trial, tmp_path):
@@ -124,6 +146,8 @@ def test_killed_at_any_time_it_goes_on_to_the_same_bytes(small_trial, tmp_path):
         ({"patients": 1, "seed": -1}, "--seed -1"),
         ({"patients": 1, "workers": 0}, "--workers 0"),
         ({"patients": True}, "--patients True"),
+        ({"patients": 1, "preset": "hospital"}, "--preset 'hospital' is none of trial, clinic"),
+        ({"patients": 1, "compact": "yes"}, "--compact 'yes'"),
     ],
 )
 def test_arguments_out_of_range_are_told(tmp_path, arguments, message):
@@ -147,9 +171,28 @@ def test_a_folder_with_something_else_is_not_touched(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_another_seed_does_not_go_on_in_the_same_folder(small_trial):
-    with pytest.raises(InputError, match="another seed"):
-        simulate_trial(small_trial, 3, seed=9)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"seed": 9}, "seed 8"), ({"preset": "clinic"}, "preset 'trial'"), ({"compact": True}, "compact false")],
+)
+def test_other_arguments_do_not_go_on_in_the_same_folder(small_trial, arguments, message):
+    with pytest.raises(InputError, match=message):
+        simulate_trial(small_trial, 3, **({"seed": 8} | arguments))
+
+
+def test_a_trial_of_version_2_is_refused(tmp_path):
+    """Its description had neither preset nor form."""
+    generator = {"Name": "scripts.simulate_trial", "Version": "2", "Seed": 0}
+    (tmp_path / "dataset_description.json").write_text(json.dumps({"GeneratedBy": [generator]}))
+    with pytest.raises(InputError, match="version '2'"):
+        simulate_trial(tmp_path, 1)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_another_data_set_is_refused(tmp_path):
+    (tmp_path / "dataset_description.json").write_text(json.dumps({"Name": "mine"}))
+    with pytest.raises(InputError, match="another data set"):
+        simulate_trial(tmp_path, 1)
 
 
 def test_a_file_in_place_of_the_folder_is_told(tmp_path):
