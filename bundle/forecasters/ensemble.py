@@ -148,7 +148,7 @@ class EnsembleInferer(Inferer):
         return changed
 
     @torch.inference_mode()
-    def __call__(self, inputs: Tensor, network: nn.Module) -> Tensor:
+    def __call__(self, inputs: Tensor, network: nn.Module) -> Tensor:  # type: ignore[override]  # no other arguments
         """Members of each patient.
 
         Args:
