@@ -38,10 +38,19 @@ from bundle.networks.slab_unet import ForecastNetwork
 from bundle.seeding import Streams
 from bundle.training.stage import parameter_groups, warmup_cosine
 
-WIDE = dict(channels=(64, 96, 160), attention_levels=(False, False, True), num_res_blocks=1, num_head_channels=32,
-            patch_size=2, conditioning_channels=96, local_channels=0, with_loads=False)  # fmt: skip
-NARROW = WIDE | dict(channels=(32, 64, 96, 128), attention_levels=(False, False, False, True), patch_size=1,
-                     conditioning_channels=32)  # fmt: skip
+WIDE = dict(
+    channels=(64, 96, 160),
+    attention_levels=(False, False, True),
+    num_res_blocks=1,
+    num_head_channels=32,
+    patch_size=2,
+    conditioning_channels=96,
+    local_channels=0,
+    with_loads=False,
+)
+NARROW = WIDE | dict(
+    channels=(32, 64, 96, 128), attention_levels=(False, False, False, True), patch_size=1, conditioning_channels=32
+)
 SHIPPED = WIDE | dict(local_channels=16, with_loads=True)
 X0, EPS, V = X0Prediction(), EpsPrediction(), VPrediction()
 BLEND, BINARY = PreconditionedPrediction(), BinaryPrediction()

@@ -245,7 +245,7 @@ def message(trial, tiny_weights, tmp_path, monkeypatch, capsys):
         ),
         ({"reuse_within": -1}, "reuse_within=-1 is not a number of at least 0; correct --reuse_within"),
     ],
-)  # fmt: skip
+)
 def test_what_keeps_everyone_from_a_forecast_is_reported_at_once(message, overrides, line):
     assert re.fullmatch(f"error: {line}\n", message(**overrides))
 

@@ -34,10 +34,17 @@ AFFINE = np.array([[6.0, 0, 0, -69], [0, 6, 0, -81], [0, 0, 3, -14], [0, 0, 0, 1
 SECONDS, BYTES = 60, 4 * 2**30  # of a case, which takes a tenth of a second
 FLAIRS = [f"{CASE}/ses-{visit}/anat/{CASE}_ses-{visit}_FLAIR.nii.gz" for visit in ("w000", "w048")]
 HEADER = {  # NIfTI-1 field: offset and type
-    "dim": (40, np.int16, 8), "datatype": (70, np.int16, 1), "bitpix": (72, np.int16, 1), "pixdim": (76, np.float32, 8),
-    "vox_offset": (108, np.float32, 1), "scale": (112, np.float32, 2), "codes": (252, np.int16, 2),
-    "quaternion": (256, np.float32, 6), "sform": (280, np.float32, 12), "magic": (344, np.uint8, 4),
-}  # fmt: skip
+    "dim": (40, np.int16, 8),
+    "datatype": (70, np.int16, 1),
+    "bitpix": (72, np.int16, 1),
+    "pixdim": (76, np.float32, 8),
+    "vox_offset": (108, np.float32, 1),
+    "scale": (112, np.float32, 2),
+    "codes": (252, np.int16, 2),
+    "quaternion": (256, np.float32, 6),
+    "sform": (280, np.float32, 12),
+    "magic": (344, np.uint8, 4),
+}
 HOSTILE = (0, 1, -1, 2, 3, 7, 1e-3, 1e-30, 1e30, 0.3, 10, 1000, 32767, -32768, np.nan, np.inf, -np.inf, 2**31)
 TEXTS = (
     "",
@@ -135,9 +142,16 @@ def raw_bytes(rng, files, options):
     content, at = files[name], int(rng.integers(len(files[name]) + 1))
     noise = rng.bytes(int(rng.integers(1, 40)))
     files[name] = [
-        content[:at], content[:at] + noise + content[at:], content[:at] + content[at + 8 :], b"", b"hello", noise,
-        content[:at] + noise + content[at + len(noise) :], content * 2, content[::-1],
-    ][rng.integers(9)]  # fmt: skip
+        content[:at],
+        content[:at] + noise + content[at:],
+        content[:at] + content[at + 8 :],
+        b"",
+        b"hello",
+        noise,
+        content[:at] + noise + content[at + len(noise) :],
+        content * 2,
+        content[::-1],
+    ][rng.integers(9)]
 
 
 def voxel_bytes(rng, files, options):
@@ -149,17 +163,31 @@ def voxel_bytes(rng, files, options):
 
 
 VOXELS = (
-    lambda rng, data: data * 0, lambda rng, data: data * 0 + 1, lambda rng, data: data.max() - data,
-    lambda rng, data: -data, lambda rng, data: data * 1e30, lambda rng, data: data * 1e-30,
-    lambda rng, data: np.where(rng.random(data.shape) < 0.01, np.nan, data), lambda rng, data: data + np.inf,
-    lambda rng, data: rng.normal(size=data.shape), lambda rng, data: (rng.random(data.shape) < 0.1) * 1.0,
-    lambda rng, data: np.flip(data, rng.integers(3)), lambda rng, data: np.roll(data, rng.integers(9), rng.integers(3)),
-    lambda rng, data: data.transpose(rng.permutation(3)), lambda rng, data: np.stack([data, data], -1),
-    lambda rng, data: data[..., None, None], lambda rng, data: data[:1], lambda rng, data: data[..., :2],
-    lambda rng, data: data[:0], lambda rng, data: data.ravel(), lambda rng, data: data.astype(np.complex64),
-    lambda rng, data: data.astype(np.float64), lambda rng, data: np.pad(data, rng.integers(1, 5)),
-    lambda rng, data: data * (np.indices(data.shape)[rng.integers(3)] > 9), lambda rng, data: (data > 0) * 255.0,
-)  # fmt: skip
+    lambda rng, data: data * 0,
+    lambda rng, data: data * 0 + 1,
+    lambda rng, data: data.max() - data,
+    lambda rng, data: -data,
+    lambda rng, data: data * 1e30,
+    lambda rng, data: data * 1e-30,
+    lambda rng, data: np.where(rng.random(data.shape) < 0.01, np.nan, data),
+    lambda rng, data: data + np.inf,
+    lambda rng, data: rng.normal(size=data.shape),
+    lambda rng, data: (rng.random(data.shape) < 0.1) * 1.0,
+    lambda rng, data: np.flip(data, rng.integers(3)),
+    lambda rng, data: np.roll(data, rng.integers(9), rng.integers(3)),
+    lambda rng, data: data.transpose(rng.permutation(3)),
+    lambda rng, data: np.stack([data, data], -1),
+    lambda rng, data: data[..., None, None],
+    lambda rng, data: data[:1],
+    lambda rng, data: data[..., :2],
+    lambda rng, data: data[:0],
+    lambda rng, data: data.ravel(),
+    lambda rng, data: data.astype(np.complex64),
+    lambda rng, data: data.astype(np.float64),
+    lambda rng, data: np.pad(data, rng.integers(1, 5)),
+    lambda rng, data: data * (np.indices(data.shape)[rng.integers(3)] > 9),
+    lambda rng, data: (data > 0) * 255.0,
+)
 
 
 def voxels(rng, files, options):
@@ -182,9 +210,12 @@ def moved(rng, files, options):
     chosen = [names, [name for name in names if "w000" in name], [some_volume(rng, files)]][rng.integers(3)]
     change = np.eye(4)
     change[:3, :3] = [
-        np.diag(rng.choice([-1, 1], 3)), np.eye(3) * rng.choice([1e-3, 0.1, 0.5, 0.9, 1.1, 2, 10, 1e3]),
-        np.eye(3) + rng.normal(0, rng.choice([0.01, 0.3, 3]), (3, 3)), np.eye(3)[rng.permutation(3)], np.zeros((3, 3)),
-    ][rng.integers(5)]  # fmt: skip
+        np.diag(rng.choice([-1, 1], 3)),
+        np.eye(3) * rng.choice([1e-3, 0.1, 0.5, 0.9, 1.1, 2, 10, 1e3]),
+        np.eye(3) + rng.normal(0, rng.choice([0.01, 0.3, 3]), (3, 3)),
+        np.eye(3)[rng.permutation(3)],
+        np.zeros((3, 3)),
+    ][rng.integers(5)]
     change[:3, 3] = rng.normal(0, rng.choice([0, 1, 30, 1e4]), 3)
     unknown = rng.random() < 0.15
     for name in chosen:
@@ -229,12 +260,23 @@ def datalist(rng, files, options):
 def layout(rng, files, options):
     name = list(files)[rng.integers(len(files))]
     content = files.pop(name)
-    files[[
-        name.replace(CASE, "sub-1"), name.replace(CASE, "sub-01_a"), name.replace(CASE, "Sub-01"),
-        name.replace("ses-w", "ses-"), name.replace("_FLAIR", "_acq-3D_FLAIR"), name.replace("anat/", ""),
-        name.replace(".nii.gz", ".nii"), name + "/inside", name.replace("label-T2", "label-"), f"derivatives/x/{name}",
-        name.replace("_ses", "_run-1_ses"), name.upper(), name.replace("derivatives/", ""),
-    ][rng.integers(13)]] = content  # fmt: skip
+    files[
+        [
+            name.replace(CASE, "sub-1"),
+            name.replace(CASE, "sub-01_a"),
+            name.replace(CASE, "Sub-01"),
+            name.replace("ses-w", "ses-"),
+            name.replace("_FLAIR", "_acq-3D_FLAIR"),
+            name.replace("anat/", ""),
+            name.replace(".nii.gz", ".nii"),
+            name + "/inside",
+            name.replace("label-T2", "label-"),
+            f"derivatives/x/{name}",
+            name.replace("_ses", "_run-1_ses"),
+            name.upper(),
+            name.replace("derivatives/", ""),
+        ][rng.integers(13)]
+    ] = content
 
 
 def removed(rng, files, options):
@@ -257,16 +299,43 @@ def swapped(rng, files, options):
 def option(rng, files, options):
     name = ["case", "arm", "split", "visits", "drop_visits", "datalist", "dataset_dir"][rng.integers(7)]
     values = [
-        *TEXTS, CASE, "01", f"{CASE}/ses-w000", 1, -1, 3.5, True, [], ["avonex"], {}, {"w000": "ses-w000"},
-        {"w000": "ses-01", "w048": "ses-w048"}, {"w000": 7}, {"w048": None}, {"x": "y"}, ["w048"], "w048",
-    ]  # fmt: skip
+        *TEXTS,
+        CASE,
+        "01",
+        f"{CASE}/ses-w000",
+        1,
+        -1,
+        3.5,
+        True,
+        [],
+        ["avonex"],
+        {},
+        {"w000": "ses-w000"},
+        {"w000": "ses-01", "w048": "ses-w048"},
+        {"w000": 7},
+        {"w048": None},
+        {"x": "y"},
+        ["w048"],
+        "w048",
+    ]
     options[name] = values[rng.integers(len(values))]
 
 
 CHANGES = (
-    header_field, header_noise, raw_bytes, voxel_bytes, voxels, moved, table, datalist, layout, removed, twice, swapped,
+    header_field,
+    header_noise,
+    raw_bytes,
+    voxel_bytes,
+    voxels,
+    moved,
+    table,
+    datalist,
+    layout,
+    removed,
+    twice,
+    swapped,
     option,
-)  # fmt: skip
+)
 
 
 # ---- the attack

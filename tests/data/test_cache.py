@@ -38,8 +38,11 @@ def test_an_item_is_what_loading_gives(items, tmp_path):
         assert type(item[key]) is torch.Tensor
         torch.testing.assert_close(item[key], loaded[key].as_tensor(), atol=5e-4, rtol=0)
     assert {key: item[key] for key in ("arm", "active", "weight", "case")} == {
-        "arm": 2, "active": True, "weight": 0.5, "case": "sub-1",
-    }  # fmt: skip
+        "arm": 2,
+        "active": True,
+        "weight": 0.5,
+        "case": "sub-1",
+    }
 
 
 def test_each_file_is_decoded_once_and_never_again(items, tmp_path, decoded):

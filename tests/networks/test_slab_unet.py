@@ -9,17 +9,31 @@ from bundle.networks.slab_unet import ForecastNetwork
 from scripts.training_speed import PeakMemory
 
 PAPER = dict(
-    channels=(128, 256, 256, 512, 512, 1024), attention_levels=(False,) * 4 + (True,) * 2, num_res_blocks=3,
-    num_head_channels=64, patch_size=1, conditioning_channels=128, local_channels=0, with_loads=False,
-)  # fmt: skip
+    channels=(128, 256, 256, 512, 512, 1024),
+    attention_levels=(False,) * 4 + (True,) * 2,
+    num_res_blocks=3,
+    num_head_channels=64,
+    patch_size=1,
+    conditioning_channels=128,
+    local_channels=0,
+    with_loads=False,
+)
 
 
 def tiny(**changes):
     torch.manual_seed(0)
     arguments = dict(
-        num_slices=3, channels=(8, 16), attention_levels=(False, True), num_res_blocks=1, num_head_channels=8,
-        norm_num_groups=4, patch_size=1, conditioning_channels=8, local_channels=0, with_loads=False,
-    )  # fmt: skip
+        num_slices=3,
+        channels=(8, 16),
+        attention_levels=(False, True),
+        num_res_blocks=1,
+        num_head_channels=8,
+        norm_num_groups=4,
+        patch_size=1,
+        conditioning_channels=8,
+        local_channels=0,
+        with_loads=False,
+    )
     return ForecastNetwork(**arguments | changes)
 
 
@@ -132,8 +146,12 @@ def test_the_controlnet_starts_as_a_copy_of_the_encoder():
     unet, control = network.unet.state_dict(), network.controlnet.state_dict()
     shared = [name for name in control if name in unet]
     assert {name.split(".")[0] for name in shared} == {
-        "conv_in", "time_embed", "class_embedding", "down_blocks", "middle_block"
-    }  # fmt: skip
+        "conv_in",
+        "time_embed",
+        "class_embedding",
+        "down_blocks",
+        "middle_block",
+    }
     assert all(torch.equal(unet[name], control[name]) for name in shared)
 
 

@@ -155,8 +155,14 @@ def test_voxels_are_drawn_at_their_true_shape(width_mm, aspect):
 
 def test_per_cents_never_claim_a_certainty_that_is_not():
     assert [percent(share) for share in (0, 0.004, 0.01, 0.256, 0.99, 0.996, 1)] == [
-        "0 %", "< 1 %", "1 %", "26 %", "99 %", "> 99 %", "100 %",
-    ]  # fmt: skip
+        "0 %",
+        "< 1 %",
+        "1 %",
+        "26 %",
+        "99 %",
+        "> 99 %",
+        "100 %",
+    ]
 
 
 def test_warnings_are_an_amber_band_and_differences_a_line_of_text():

@@ -295,9 +295,14 @@ def command(**overrides):
 @pytest.mark.slow
 def test_the_command_takes_every_setting_and_agrees_with_the_library(trial, tiny_weights, forecast, patient, tmp_path):
     settings = {
-        "case": patient.id, "arm": "placebo", "num_members": 4, "num_steps": 3, "guidance_scale": 1.5, "seed": 7,
+        "case": patient.id,
+        "arm": "placebo",
+        "num_members": 4,
+        "num_steps": 3,
+        "guidance_scale": 1.5,
+        "seed": 7,
         "member_batch": 2,
-    }  # fmt: skip
+    }
     places = {"dataset_dir": trial, "output_dir": tmp_path / "command", "weights": tiny_weights}
     code, output = command(**FEW | places | settings)
     assert code == 0 and f"{patient.id}, placebo: sampling: 100%" in output, output[-2000:]

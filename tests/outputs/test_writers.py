@@ -55,13 +55,11 @@ def patient(tmp_path):
         t2[12:15, 12:15, 1] = 1
         dseg = np.full(SHAPE, 2, np.uint8)
         dseg[20:] = 42
-        files = {
-            f"sub-1/ses-{visit}/anat/sub-1_ses-{visit}_FLAIR": flair for visit in ("w000", "w048")
-        } | {
+        files = {f"sub-1/ses-{visit}/anat/sub-1_ses-{visit}_FLAIR": flair for visit in ("w000", "w048")} | {
             "derivatives/brain/sub-1/ses-w048/anat/sub-1_ses-w048_desc-brain_mask": np.ones(SHAPE, np.uint8),
             "derivatives/lesions/sub-1/ses-w048/anat/sub-1_ses-w048_label-T2lesion_mask": t2,
             "derivatives/synthseg/sub-1/ses-w048/anat/sub-1_ses-w048_dseg": dseg,
-        }  # fmt: skip
+        }
         for name, data in files.items():
             image = nib.Nifti1Image(data, AFFINE).as_reoriented(nib.orientations.ornt_transform(ras, turn))
             image.header["descrip"] = b"Jane Doe"

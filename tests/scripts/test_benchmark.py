@@ -48,9 +48,14 @@ def rows(folder):
 
 def test_calls_are_counted(rows):
     assert {name: row["calls_per_member"] for name, row in rows.items()} == {
-        "reference": 32, "default": 9, "preview": 0.01, "in one call a step": 24, "default in fp32": 9,
-        "guided from -2, 6 steps": 6 + 3, "DPM-Solver++ from -4 to 4, 6 steps": 6,
-    }  # fmt: skip
+        "reference": 32,
+        "default": 9,
+        "preview": 0.01,
+        "in one call a step": 24,
+        "default in fp32": 9,
+        "guided from -2, 6 steps": 6 + 3,
+        "DPM-Solver++ from -4 to 4, 6 steps": 6,
+    }
 
 
 def test_speed_and_memory_are_those_of_a_real_run(rows):

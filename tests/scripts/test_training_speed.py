@@ -44,8 +44,11 @@ def test_ours_and_plain_train_the_same_samples(trial, tmp_path):
     file.write_text(json.dumps(config))
     rows = training_speed(str(trial), str(tmp_path / "cache"), 3, 1, config_file=str(file))
     assert [(row["stage"], row["name"]) for row in rows] == [
-        ("stage 1", "ours"), ("stage 1", "plain fp32 loop"), ("stage 2", "ours"), ("stage 2", "plain fp32 loop"),
-    ]  # fmt: skip
+        ("stage 1", "ours"),
+        ("stage 1", "plain fp32 loop"),
+        ("stage 2", "ours"),
+        ("stage 2", "plain fp32 loop"),
+    ]
     for row in rows:
         assert row["samples_per_second"] > 0 and 0 < row["fraction_waiting_for_data"] < 1
         assert row["name"] == "ours" or row["speedup_over_plain"] == 1
