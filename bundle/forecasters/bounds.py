@@ -46,7 +46,7 @@ class BestPossible:
         """
         exact = _oracle(patient.dataset_dir)(self._read(patient), patient.arm)
         counts = np.arange(len(exact.count_pmf))
-        if not self.places:
+        if exact.heatmap is None:
             return [Forecast(exact.p_active, counts, exact.count_pmf)]
         grid = SlabGrid(tuple(voxel_sizes(patient.affine)), patient.brain.shape)
         on_slab = to_slab(exact.heatmap, AFFINE, patient.affine, grid)
