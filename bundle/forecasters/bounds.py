@@ -18,24 +18,24 @@ class BestPossible:
 
     Args:
         visit: the last visit to use.
-        places: also forecast the heatmap; without it a patient takes a millisecond instead of seconds.
+        with_heatmap: also forecast the heatmap; without it a patient takes a millisecond instead of seconds.
     """
 
     role, num_members = Role.CEILING, None
 
-    def __init__(self, visit: str = "w048", places: bool = True) -> None:
-        self.visit, self.places, self.oracle = visit, places, Oracle()
-        self.key = key_of("oracle", visit=visit, places=places)
+    def __init__(self, visit: str = "w048", with_heatmap: bool = True) -> None:
+        self.visit, self.with_heatmap, self.oracle = visit, with_heatmap, Oracle()
+        self.key = key_of("oracle", visit=visit, with_heatmap=with_heatmap)
 
     def __call__(self, patient: Patient) -> Sequence[Forecast]:
         """
         Raises:
             InputError: the data set is not a simulated one.
         """
-        read = read_observation if self.places else read_counts
+        read = read_observation if self.with_heatmap else read_counts
         exact = self.oracle(read(patient.dataset_dir, patient.case, self.visit), patient.arm)
         counts = np.arange(len(exact.count_pmf))
-        if not self.places:
+        if not self.with_heatmap:
             return [Forecast(exact.p_active, counts, exact.count_pmf)]
         grid = SlabGrid(tuple(voxel_sizes(patient.affine)), patient.brain.shape)
         on_slab = to_slab(exact.heatmap, AFFINE, patient.affine, grid)

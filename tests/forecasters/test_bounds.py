@@ -50,7 +50,7 @@ def test_the_lesions_are_divided_between_regions(forecast):
 
 def test_from_w000_alone_it_does_not_use_the_first_year(trial, observed):
     exact = Oracle()(read_counts(trial, observed.patient.case, "w000"), observed.patient.arm)
-    (quick,) = BestPossible("w000", places=False)(observed.patient)
+    (quick,) = BestPossible("w000", with_heatmap=False)(observed.patient)
     assert (
         quick.p_active
         == exact.p_active
