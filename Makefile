@@ -16,7 +16,7 @@ setup: .venv/installed
 	touch $@
 
 demo: setup
-	$(BIN)/python -m scripts.simulate_trial --out $(DEMO)/trial --patients 1 --seed 1080
+	$(BIN)/python -m scripts.simulate_trial --out $(DEMO)/trial --patients 1 --seed 25
 	$(BIN)/python -m monai.bundle run inference --config_file configs/inference.json \
 		--dataset_dir $(DEMO)/trial --output_dir $(DEMO)/forecasts
 	@echo

@@ -204,11 +204,12 @@ def _effects(comparison: Evaluation) -> tuple[dict[str, pd.DataFrame], list[str]
 def _charts(scores: Mapping[str, Scores], tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
     colours = charts.colours_of({name: s.role for name, s in scores.items()})
     drawn = {
-        "gap_closed": charts.gap_closed({name: tables[name] for name in TABLES}, colours),
         "roc_pr": charts.roc_and_pr(scores),
         "counts": charts.count_scatter(scores),
         "reliability": charts.reliability(scores),
     }
+    if any(tables[name].gap_closed.notna().any() for name in TABLES):
+        drawn["gap_closed"] = charts.gap_closed({name: tables[name] for name in TABLES}, colours)
     if len(tables["members"]):
         drawn["convergence"] = charts.convergence(tables["members"], colours)
     return drawn

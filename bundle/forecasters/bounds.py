@@ -23,7 +23,7 @@ class BestPossible:
 
     Args:
         visit: the last visit to use.
-        places: also forecast the heatmap; without it a patient takes milliseconds instead of seconds.
+        with_heatmap: also forecast the heatmap; without it a patient takes milliseconds instead of seconds.
         masks: read the lesions from the masks as they were written, with readers' errors and missing masks, and take
             them for right. A second ceiling, below the first; needs w048 and forecasts the heatmap.
 
@@ -33,11 +33,11 @@ class BestPossible:
 
     role, num_members = Role.CEILING, None
 
-    def __init__(self, visit: str = "w048", places: bool = True, masks: bool = False) -> None:
-        if masks and (visit != "w048" or not places):
-            raise ValueError("masks are read up to w048 and with places")
-        self.visit, self.places, self.masks = visit, places, masks
-        self.key = key_of("oracle", visit=visit, places=places, masks=masks)
+    def __init__(self, visit: str = "w048", with_heatmap: bool = True, masks: bool = False) -> None:
+        if masks and (visit != "w048" or not with_heatmap):
+            raise ValueError("masks are read up to w048 and with the heatmap")
+        self.visit, self.with_heatmap, self.masks = visit, with_heatmap, masks
+        self.key = key_of("oracle", visit=visit, with_heatmap=with_heatmap, masks=masks)
 
     def __call__(self, patient: Patient) -> Sequence[Forecast]:
         """
@@ -55,7 +55,7 @@ class BestPossible:
     def _read(self, patient: Patient) -> Observation:
         if self.masks:
             return read_masks(patient.dataset_dir, patient.case)
-        read = read_observation if self.places else read_counts
+        read = read_observation if self.with_heatmap else read_counts
         return read(patient.dataset_dir, patient.case, self.visit)
 
 

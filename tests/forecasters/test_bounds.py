@@ -56,7 +56,7 @@ def test_the_lesions_are_divided_between_regions(forecast):
 
 def test_from_w000_alone_it_does_not_use_the_first_year(trial, observed, oracle):
     case, arm = observed.patient.case, observed.patient.arm
-    (quick,) = BestPossible("w000", places=False)(observed.patient)
+    (quick,) = BestPossible("w000", with_heatmap=False)(observed.patient)
     assert quick.p_active == oracle(read_counts(trial, case, "w000"), arm).p_active
     assert quick.p_active != oracle(read_counts(trial, case), arm).p_active
     assert quick.heatmap is None
