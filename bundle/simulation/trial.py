@@ -92,6 +92,7 @@ def write_patient(out: Path, seed: int, index: int, preset: str = "trial", compa
     name = participant(index)
     partial_copy = out / f".{name}.partial"
     shutil.rmtree(partial_copy, ignore_errors=True)
+    partial_copy.mkdir()  # a disk that refuses does so before the work
     patient = simulate_patient(seed, index, PRESETS[preset])
     files = compact_files(patient, name) if compact else patient_files(patient, name)
     for file, content in files.items():

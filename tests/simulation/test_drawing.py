@@ -140,6 +140,7 @@ def test_a_full_territory_gives_its_lesions_to_the_rest():
         assert 130 <= lesion[0][0] < 150
 
 
+@pytest.mark.slow
 def test_lesions_start_in_proportion_to_the_density():
     """Brute force: 600 single events against the exact density, in six classes of voxels by chi-squared."""
     anatomy = block_anatomy((LEFT_BLOCK, 1.0), (RIGHT_BLOCK, 1.0))

@@ -157,7 +157,7 @@ def test_a_mixture_of_one_mean_is_poisson():
     assert pmf[3] == pytest.approx(0.25 * np.exp(-2) * 8 / 6)
 
 
-@pytest.mark.parametrize(("preset", "n"), [("trial", 800), ("clinic", 250)])
+@pytest.mark.parametrize(("preset", "n"), [("trial", 800), pytest.param("clinic", 250, marks=pytest.mark.slow)])
 def test_it_is_calibrated_over_a_trial(preset, n):
     """Among patients with like forecasts, as many are active as was said; so are the counts, and the PIT is uniform."""
     protocol = PRESETS[preset]

@@ -75,6 +75,7 @@ def test_sessions_carry_the_months(small_trial):
         assert lines == ["session_id\tmonths", "ses-w000\t0.0", f"ses-w048\t{first}", f"ses-w096\t{first + second}"]
 
 
+@pytest.mark.slow
 def test_what_is_not_known_is_not_available(tmp_path):
     out = simulate_trial(tmp_path / "clinic", 1, seed=3, workers=1, preset="clinic", compact=True)
     simulate_trial(out, 1, seed=3, workers=1, preset="clinic", compact=True)
@@ -83,6 +84,7 @@ def test_what_is_not_known_is_not_available(tmp_path):
     assert row.split("\t")[2:] == ["n/a" if (v := getattr(seen, c)) is None else str(v) for c in COLUMNS]
 
 
+@pytest.mark.slow
 def test_the_same_call_gives_the_same_bytes_and_a_smaller_trial_is_a_prefix(small_trial, tmp_path):
     """Two workers against one, in two calls against one: only the list of participants is longer."""
     simulate_trial(tmp_path / "again", 1, seed=8, workers=1)
@@ -99,6 +101,7 @@ def test_patients_that_are_there_are_left_alone(small_trial):
     assert {file: file.stat().st_mtime_ns for file in small_trial.rglob("*.nii.gz")} == before
 
 
+@pytest.mark.slow
 def test_a_patient_that_was_only_half_moved_is_written_again(small_trial, tmp_path):
     simulate_trial(tmp_path / "half", 1, seed=8, workers=1)
     whole = contents(tmp_path / "half")
