@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 
 class InputError(ValueError):
     """Something the user gave cannot be used.
@@ -66,10 +68,15 @@ class Guard:
             if found is None:
                 raise
             self.failures.append(found)
-            print(f"error: {found}", file=sys.stderr)
+            _print_line(f"error: {found}")
             return otherwise
 
 
 def warn(text: str) -> None:
     """Prints a warning about the input as one line on stderr."""
-    print(f"warning: {text}", file=sys.stderr)
+    _print_line(f"warning: {text}")
+
+
+def _print_line(text: str) -> None:
+    """Prints a line on stderr, beside progress bars instead of after their text."""
+    tqdm.write(text, file=sys.stderr)

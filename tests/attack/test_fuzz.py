@@ -391,7 +391,7 @@ def forecast(tiny_weights):
                 refused.append(str(input_error(error)))
             else:
                 warnings += plain_inputs(item)[1]
-                written.append((item["native_brain"].meta["filename_or_obj"], *item["files"]))
+                written.append((item["native_brain"].meta["filename_or_obj"], item["files"][0]))
         return warnings, written, refused
 
     return run
