@@ -203,7 +203,7 @@ def test_truth_reaches_the_perfect_score(evaluated, table, metric, perfect):
 
 def test_the_oracle_is_the_ceiling_and_the_population_as_probabilities_the_floor(evaluated):
     for name in TABLES:
-        assert (rows(evaluated, name, role="ceiling").gap_closed.dropna() == 1).all()
+        assert (rows(evaluated, name, forecaster="oracle").gap_closed.dropna() == 1).all()
     assert (rows(evaluated, "activity", forecaster="frequency_map").gap_closed.dropna() == 0).all()
 
 
