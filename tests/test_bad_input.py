@@ -223,8 +223,14 @@ def message(trial, tiny_weights, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        ({"arm": "aspirin"}, "unknown treatment arm 'aspirin'; use one of placebo, .*, unknown; correct --arm"),
-        ({"arm": "none"}, "unknown treatment arm 'none'; use one of placebo, .*, unknown; correct --arm"),
+        (
+            {"arm": "aspirin"},
+            "unknown treatment arm 'aspirin'; use one of placebo, .*, or 'all' to compare them",
+        ),
+        (
+            {"arm": "none"},
+            "unknown treatment arm 'none'; use one of placebo, .*, or 'all' to compare them",
+        ),
         ({"dataset_dir": "nowhere"}, r"nowhere: no sub-\* folder; give the root of a BIDS data set"),
         ({"datalist": "nowhere.json"}, "nowhere.json: no datalist with 'training' in it; make it with .*"),
         ({"split": "everyone"}, ".*datalist.json: no datalist with 'everyone' in it; make it with .*"),

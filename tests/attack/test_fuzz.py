@@ -379,7 +379,7 @@ def forecast(tiny_weights):
             load,
             ExpectHeatmapd(network=network, inferer=inferer),
             RestoreNatived("heatmap"),
-            WritePreviewd(output_dir=out),
+            WritePreviewd(output_dir=out, inferer=inferer),
         ]
         for item in forecast_items(**options):
             try:
