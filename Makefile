@@ -5,7 +5,7 @@ DEMO = demo
 # One thread a worker: the workers share the cores. The tests of a file run in one worker, as they share fixtures.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: setup demo test test-fast lint clean
+.PHONY: setup demo test test-fast test-kill lint clean
 
 setup: .venv/installed
 
@@ -25,6 +25,9 @@ demo: setup
 
 test: setup
 	$(PYTEST)
+
+test-kill: setup
+	KILL_TESTS=1 $(PYTEST) -m kill
 
 test-fast: setup
 	$(PYTEST) -m "not slow"

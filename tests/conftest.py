@@ -37,6 +37,14 @@ def pytest_configure(config):
         torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(config, items):
+    """Tests that kill a command twenty times take minutes: `make test-kill` runs them."""
+    if os.environ.get("KILL_TESTS") != "1":
+        for item in items:
+            if item.get_closest_marker("kill"):
+                item.add_marker(pytest.mark.skip(reason="kills a command twenty times: make test-kill"))
+
+
 @pytest.fixture(scope="session")
 def trial(request, tmp_path_factory):
     """BIDS folder of a simulated trial of 12 patients, with its datalist: a copy that a test session may change.

@@ -320,6 +320,7 @@ def run_from_root(**arguments):
     monai.bundle.run("evaluating", **arguments)
 
 
+@pytest.mark.kill
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments_it_resumes_and_finds_the_same(trial, tiny_weights, tmp_path):
     """What is on disk is whole after every kill; in the end the tables are those of an evaluation never stopped."""

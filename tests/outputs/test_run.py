@@ -383,6 +383,7 @@ def test_settings_out_of_range_are_one_line(configure, tmp_path, capsys, setting
     assert "\n" not in lines and "; " in lines and not (tmp_path / "out").exists()
 
 
+@pytest.mark.kill
 @pytest.mark.slow
 def test_killed_at_any_moment_inference_leaves_whole_files_and_a_rerun_completes(configure, trial, tmp_path):
     items = [{"image": str(folder)} for folder in sorted(trial.glob("sub-*"))[:3]]

@@ -226,6 +226,7 @@ print("runs", run + 1)
 """
 
 
+@pytest.mark.kill
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments_it_ends_bit_identical(unbroken, trial, tmp_path):
     """Each time the same command goes on; the children are forked so that only the training is repeated."""
