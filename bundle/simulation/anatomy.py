@@ -74,9 +74,9 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
     tissue /= np.maximum(tissue.sum(0), 1e-6)
     labels = template.labels[nearest]
     _fold(tissue, labels, template.depth_mm[nearest], _furrow_distance(rng)[brain])
-    territory = template.territory[nearest]
-    susceptibility = _susceptibility(tissue, labels, territory, distance_mm)
     right = inside[0] + template.origin_mm[0] >= 0
+    territory = _territory(template.territory, nearest, right, _border_shift_mm(rng)[:, brain])
+    susceptibility = _susceptibility(tissue, labels, territory, distance_mm)
     maps = [_on_grid(m, brain) for m in (*tissue, labels, territory, susceptibility, distance_mm, right)]
     return Anatomy(brain, np.stack(maps[:3]), *maps[3:])
 
@@ -98,6 +98,30 @@ def _susceptibility(
     deep = np.isin(labels, (LEFT["deep"], RIGHT["deep"]))
     density = cerebral_white * white * (0.1 + periventricular) + cortex * grey * 0.035 + deep * 0.05
     return np.where((fluid < 0.5) & (territory > 0), density, 0).astype(np.float32)
+
+
+def _territory(source: np.ndarray, nearest: tuple[np.ndarray, ...], right: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Territory of every voxel of the brain, with winding borders: those of the template are cut by planes.
+
+    A patient with hundreds of lesions in one territory fills it, and a straight border would show.
+
+    Args:
+        source: uint8, territories of the template.
+        nearest: voxels of the template, three index arrays (N,).
+        right: (N,) bool, the right half of the head.
+        shift: (3, N) voxels of the template by which the borders move.
+    """
+    own = source[nearest]
+    moved = source[tuple(np.clip(np.rint(i + s), 0, n - 1).astype(int) for i, s, n in zip(nearest, shift, source.shape))]
+    moved = np.where(moved > 0, moved - 1 - (moved - 1) % 2 + right + 1, 0).astype(np.uint8)  # each side keeps its own
+    return np.where((own > 0) & (moved > 0), moved, own)
+
+
+def _border_shift_mm(rng: np.random.Generator) -> np.ndarray:
+    """(3, *SHAPE) in mm, 3.5 mm standard deviation, smooth over about 15 mm."""
+    coarse = (3, SHAPE[0] // 2, SHAPE[1] // 2, SHAPE[2])
+    noise = ndimage.gaussian_filter(rng.standard_normal(coarse, np.float32), (0, 3, 3, 1.5), truncate=2.5)
+    return np.stack([doubled(component * np.float32(3.5 / component.std())) for component in noise])
 
 
 def _furrow_distance(rng: np.random.Generator) -> np.ndarray:

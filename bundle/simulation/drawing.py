@@ -14,6 +14,8 @@ from bundle.simulation.territories import KINDS
 
 # Status of a voxel at a visit; where lesions overlap the most active counts.
 FREE, QUIET, RECENT, ENHANCING, SMOULDERING = range(5)
+# The volumes of a patient with hundreds of lesions shrink, as no load is greater than this.
+_GREATEST_LOAD_MM3 = 120_000.0
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def form_old_lesions(
     *,
     at_least_mm3: float = 0,
 ) -> list[tuple[np.ndarray, ...]]:
-    """Lesions of the years before the trial; they may overlap and merge.
+    """Lesions of the years before the trial; they may overlap and merge, and together hold less than 120 ml.
 
     Args:
         anatomy: the brain.
@@ -157,7 +159,8 @@ def form_old_lesions(
         upto = anatomy.susceptibility.ravel()[members].cumsum(dtype=float)
         starts[mine] = members[np.searchsorted(upto, rng.random(len(mine)) * upto[-1], side="right")]
     inner = np.minimum(anatomy.susceptibility.ravel()[starts] / 1.5, 1)
-    volumes_mm3 = np.maximum(t2_volume_mm3(rng.random(len(starts)), patient_effect, inner), at_least_mm3)
+    volumes_mm3 = t2_volume_mm3(rng.random(len(starts)), patient_effect, inner)
+    volumes_mm3 = np.maximum(volumes_mm3 / (1 + volumes_mm3.sum() / _GREATEST_LOAD_MM3), at_least_mm3)
     places = zip(*np.unravel_index(starts, SHAPE))
     sides = [
         None if KINDS[t // 2] == "callosal" else anatomy.right for t in territories
