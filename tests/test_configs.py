@@ -67,7 +67,9 @@ def test_training_and_inference_agree_on_what_they_share():
     assert {name: train[name] for name in SHARED} == {name: inference[name] for name in SHARED}
 
 
-@pytest.mark.parametrize("overlay", ["paper.json", "multi_gpu_train.json", "evaluate.json", "counterfactual.json"])
+@pytest.mark.parametrize(
+    "overlay", ["paper.json", "prior.json", "multi_gpu_train.json", "evaluate.json", "counterfactual.json"]
+)
 def test_overlays_restate_nothing_that_train_and_inference_hold(overlay):
     for name in SHARED:
         assert overlay == "paper.json" or name not in read(overlay), name

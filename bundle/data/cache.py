@@ -35,13 +35,17 @@ class CachedCases(Dataset):
         items: dictionaries of `bundle.data.datalist.load_split` or `balanced_subset`.
         load: the reader, with outcome.
         cache_dir: made if absent; may be shared by data sets, splits and processes.
+        mean_outcome: see `bundle.data.transforms.expand_case`.
 
     Each item is a dictionary: image (8, H, W, S) and target (2, H, W, S) float32 as `LoadCased` defines them, arm
     (class index), active (bool), weight (float, 1 if the item has none), case (label).
     """
 
-    def __init__(self, items: Sequence[Mapping[str, Any]], load: LoadCased, cache_dir: str | Path) -> None:
+    def __init__(
+        self, items: Sequence[Mapping[str, Any]], load: LoadCased, cache_dir: str | Path, mean_outcome: bool = False
+    ) -> None:
         super().__init__(list(items))
+        self.mean_outcome = mean_outcome
         self.load = load
         self.compact = CompactCased(load.keys)
         self.cache_dir = Path(cache_dir)
@@ -59,7 +63,7 @@ class CachedCases(Dataset):
         else:
             compact = load_slab(case.slab, self.load.grid, self.load.drop_visits)
         labels = {"arm": arm, "active": bool(item["active"]), "weight": float(item.get("weight", 1)), "case": case.id}
-        return expand_case(compact, arm) | labels
+        return expand_case(compact, arm, self.mean_outcome) | labels
 
     def _load(self, case: Case, item: Mapping[str, Any]) -> dict[str, Tensor]:
         """From the cache; from the scans, and into the cache, where it is not there."""
@@ -107,7 +111,8 @@ def cached_dataset(
     *,
     drop_visits: Sequence[str] = (),
     visits: Mapping[str, str] | None = None,
+    mean_outcome: bool = False,
 ) -> CachedCases:
     """The training data set on a grid; see `CachedCases`."""
     load = LoadCased(grid=grid, with_outcome=True, drop_visits=drop_visits, visits=visits)
-    return CachedCases(items, load, cache_dir)
+    return CachedCases(items, load, cache_dir, mean_outcome)

@@ -14,13 +14,13 @@ from bundle.data.bids import CONDITION, OUTCOME
 from bundle.data.grid import SlabGrid
 from bundle.errors import InputError
 
-_KINDS = ("flair", "masks")
+_KINDS, _OPTIONAL = ("flair", "masks"), ("futures",)
 
 
 def slab_bytes(compact: Mapping[str, Tensor], grid: SlabGrid) -> bytes:
     """What `bundle.data.transforms.CompactCased` returns, with outcome, as a compressed .npz that names its grid."""
     content = io.BytesIO()
-    np.savez_compressed(content, spacing_mm=grid.spacing_mm, **{kind: compact[kind].numpy() for kind in _KINDS})
+    np.savez_compressed(content, spacing_mm=grid.spacing_mm, **{kind: value.numpy() for kind, value in compact.items()})
     return content.getvalue()
 
 
@@ -43,7 +43,8 @@ def load_slab(file: Path, grid: SlabGrid, drop_visits: Sequence[str] = ()) -> di
             range of w000 scales all FLAIR, so w000 cannot be dropped.
 
     Returns:
-        flair: (3, H, W, S) float16; masks: (6, H, W, S) int8.
+        flair: (3, H, W, S) float16; masks: (6, H, W, S) int8; where the file has it, futures: (H, W, S) float16 in
+        [0, 1], the fraction of a patient's possible outcomes in which a voxel is NET2.
 
     Raises:
         InputError: no slab that can be read, one of another grid, or w000 is to be dropped.
@@ -53,11 +54,13 @@ def load_slab(file: Path, grid: SlabGrid, drop_visits: Sequence[str] = ()) -> di
         raise InputError("a slab cannot do without w000", "use a data set of NIfTI files", case=case, file=file)
     compact, spacing_mm = _read(file)
     shapes = {kind: tuple(values.shape) for kind, values in compact.items()}
-    if spacing_mm != tuple(grid.spacing_mm) or shapes != {"flair": (3, *grid.shape), "masks": (6, *grid.shape)}:
+    wanted = {"flair": (3, *grid.shape), "masks": (6, *grid.shape), "futures": tuple(grid.shape)}
+    if spacing_mm != tuple(grid.spacing_mm) or any(shape != wanted[kind] for kind, shape in shapes.items()):
         problem = f"its grid is {shapes['flair'][1:]} of {spacing_mm} mm, not {grid.shape} of {grid.spacing_mm} mm"
         raise InputError(problem, "use its grid, or a data set of NIfTI files", case=case, file=file)
     volumes = CONDITION + OUTCOME
-    for kind, values in compact.items():
+    for kind in _KINDS:
+        values = compact[kind]
         names = [name for name in volumes if name.startswith("flair") == (kind == "flair")]
         for index, name in enumerate(names):
             if name.split("_")[1] in drop_visits:
@@ -69,7 +72,8 @@ def _read(file: Path) -> tuple[dict[str, Tensor], tuple[float, ...]]:
     """Content and spacing of the grid."""
     try:
         with np.load(file) as content:
-            compact = {kind: torch.from_numpy(content[kind]) for kind in _KINDS}
+            kinds = _KINDS + tuple(kind for kind in _OPTIONAL if kind in content)
+            compact = {kind: torch.from_numpy(content[kind]) for kind in kinds}
             return compact, tuple(content["spacing_mm"].tolist())
     except (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         problem = "unreadable or truncated"

@@ -107,7 +107,8 @@ class BinaryPrediction:
         return torch.tanh(self.half_log_odds(output, z_t, alpha, sigma))
 
     def error(self, output: Tensor, x0: Tensor, z_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return F.softplus(-2 * x0 * self.half_log_odds(output, z_t, alpha, sigma))
+        half = self.half_log_odds(output, z_t, alpha, sigma)
+        return F.softplus(-2 * half) + (1 - x0) * half  # x0 may be the mean of several outcomes
 
 
 @dataclass(frozen=True)

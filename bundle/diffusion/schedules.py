@@ -93,6 +93,20 @@ class InterpolatedCosine:
 
 
 @dataclass(frozen=True)
+class NoisiestLevel:
+    """The noisy end of a schedule at every t: trains what is known before any noisy outcome is seen.
+
+    Args:
+        schedule: whose end.
+    """
+
+    schedule: Schedule
+
+    def __call__(self, t: Tensor) -> Tensor:
+        return self.schedule(torch.ones_like(t))
+
+
+@dataclass(frozen=True)
 class TimeUniformGrid:
     """Equal steps of t. Ancestral and DDIM steps prefer it."""
 

@@ -69,7 +69,7 @@ class Condition:
 class EncodingNetwork(Protocol):
     """A network whose images are encoded once and whose output is a backbone's plus a cheap local path's."""
 
-    def encode(self, images: Tensor) -> dict[str, Tensor]: ...
+    def encode(self, images: Tensor, arm: Tensor) -> dict[str, Tensor]: ...
 
     def backbone(self, z_t: Tensor, logsnr: Tensor, arm: Tensor, encoded: dict[str, Tensor]) -> Tensor: ...
 
@@ -135,7 +135,7 @@ class EncodedDenoiser:
     def __init__(self, denoiser: SlabDenoiser, condition: Condition, reuse_within: float = 0.0) -> None:
         self.denoiser, self.condition, self.reuse_within = denoiser, condition, reuse_within
         self._network = cast(EncodingNetwork, denoiser.network)
-        self._encoded = self._network.encode(condition.images)
+        self._encoded = self._network.encode(condition.images, condition.arm)
         self._backbone = torch.empty(0)
         self._computed_at = torch.tensor(torch.inf)
 

@@ -1,5 +1,6 @@
 """Slab UNet and ControlNet over MONAI's nets: the only module that knows their argument names."""
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -11,8 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from bundle.arms import CLASSES, NULL_ARM
+from bundle.arms import CLASSES
+from bundle.diffusion.schedules import alpha_sigma, expand_to
+from bundle.errors import InputError
+from bundle.networks.loads import ArmAndLoads, lesion_loads
 from bundle.networks.local_path import LocalPath, logsnr_to_timestep
+from bundle.networks.prior import PriorAlone, PriorNetwork, known_arm
+
+# What z_t tells of the mask is added to the prior in full from log-SNR -2.7 on, and in proportion to alpha below.
+_GATE = 4.0
 
 
 class ForecastNetwork(nn.Module):
@@ -39,6 +47,8 @@ class ForecastNetwork(nn.Module):
         local_channels: width of the `LocalPath` around the UNet; 0 for none, as in the paper.
         with_loads: give the networks the lesion load of each mask as a number too, beside the arm (`ArmAndLoads`). Not
             in the paper.
+        prior_channels: width of each level of the `PriorNetwork`, whose log-odds the others add to; empty for none. Not
+            in the paper.
         with_control: build the ControlNet.
         gradient_checkpointing: keep only the inputs of residual and attention blocks for the backward pass and compute
             the rest again (Chen et al. 2016, arXiv 1604.06174): the same gradients for less memory, at the cost of
@@ -59,6 +69,7 @@ class ForecastNetwork(nn.Module):
         conditioning_channels: int = 96,
         local_channels: int = 16,
         with_loads: bool = True,
+        prior_channels: Sequence[int] = (),
         with_control: bool = True,
         gradient_checkpointing: bool = False,
     ) -> None:
@@ -86,6 +97,10 @@ class ForecastNetwork(nn.Module):
         self.unet = DiffusionModelUNet(out_channels=self.outcome_channels * patch_size**2, **shared)
         if with_loads:
             self.unet.class_embedding = ArmAndLoads(image_contrasts, self.unet.class_embedding)
+        self.prior = None
+        if prior_channels:
+            self.prior = PriorNetwork(prior_channels)
+            self.prior.requires_grad_(False)  # trained before, alone: see `prior_alone`
         self.local = None
         if local_channels:
             self.local = LocalPath(outcome_contrasts, image_contrasts, local_channels)
@@ -112,6 +127,16 @@ class ForecastNetwork(nn.Module):
         alone.load_state_dict({name: value for name, value in self.state_dict().items() if name in own})
         return alone
 
+    def prior_alone(self) -> PriorAlone:
+        """A copy of the prior as a network of its own, to be trained before the others.
+
+        Raises:
+            InputError: there is none.
+        """
+        if self.prior is None:
+            raise InputError("the network has no prior", "give it prior_channels, or train the other stages only")
+        return PriorAlone(copy.deepcopy(self.prior).requires_grad_(True), self.num_slices)
+
     def start_control_from_unet(self) -> None:
         """Give the ControlNet a copy of the UNet's encoder and class embedding (Zhang et al. 2023, section 3.1)."""
         own = self.controlnet.state_dict()
@@ -120,16 +145,19 @@ class ForecastNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         z_t, images, planes = x.split([self.outcome_channels, self.image_channels, 2], dim=1)
         logsnr, arm = planes[:, :, 0, 0].unbind(1)  # (B,) each
-        encoded = self.encode(images)
-        return self.add_local(self.backbone(z_t, logsnr, arm.round().long(), encoded), z_t, logsnr, encoded)
+        arm = arm.round().long()
+        encoded = self.encode(images, arm)
+        return self.add_local(self.backbone(z_t, logsnr, arm, encoded), z_t, logsnr, encoded)
 
-    def encode(self, images: Tensor) -> dict[str, Tensor]:
-        """Features of the image slabs (B, I, H, W), the same for all noise levels and arms: computed once a patient."""
+    def encode(self, images: Tensor, arm: Tensor) -> dict[str, Tensor]:
+        """Features of the image slabs (B, I, H, W) under arms (B,), the same at all noise levels: computed once."""
         if self.controlnet is None:
             images = torch.zeros_like(images)
         encoded = {}
+        if self.prior is not None:
+            encoded["prior"] = self.prior(images.unflatten(1, (self.image_contrasts, -1)), known_arm(arm))
         if self.with_loads:
-            encoded["loads"] = lesion_loads(images, self.image_contrasts)
+            encoded["loads"] = lesion_loads(images.unflatten(1, (self.image_contrasts, -1)))
         if self.controlnet is not None:
             encoded["embedding"] = self.image_embedding(F.pixel_unshuffle(images, self.patch_size))
         if self.local is not None:
@@ -142,8 +170,7 @@ class ForecastNetwork(nn.Module):
         logsnr, arm (class indices) and `encoded` are of B samples or of one for all; B encoded need B arms.
         """
         timestep = logsnr_to_timestep(logsnr)
-        arm = torch.where((arm >= 0) & (arm < NULL_ARM), arm, NULL_ARM)  # any other number means unknown
-        labels = arm
+        labels = arm = known_arm(arm)
         if self.with_loads:
             labels = torch.cat([arm[:, None], encoded["loads"].expand(arm.shape[0], -1)], dim=1)
         patches = F.pixel_unshuffle(z_t, self.patch_size)
@@ -160,11 +187,26 @@ class ForecastNetwork(nn.Module):
         return F.pixel_shuffle(output, self.patch_size)
 
     def add_local(self, backbone: Tensor, z_t: Tensor, logsnr: Tensor, encoded: dict[str, Tensor]) -> Tensor:
-        """The output, (B, O, H, W): `backbone`, which may be of a slightly noisier z_t, plus the local path."""
-        if self.local is None:
-            return backbone
+        """The output, (B, O, H, W): `backbone`, which may be of a slightly noisier z_t, plus local path and prior.
+
+        Of the mask, the last contrast, backbone and local path only add to the prior what z_t tells, and so vanish
+        with it: at the noisiest level the output is the prior.
+        """
         z_t, volumes = (x.unflatten(1, (-1, self.num_slices)) for x in (z_t, backbone))
-        return backbone + self.local(z_t, volumes, encoded["local"], logsnr).flatten(1, 2)
+        if self.prior is None:
+            return (volumes + self._local(z_t, volumes, encoded, logsnr)).flatten(1, 2)
+        told = expand_to((_GATE * alpha_sigma(logsnr.float())[0]).clamp(max=1), volumes).to(volumes.dtype)
+        prior = encoded["prior"].to(volumes.dtype)[:, None]
+        *others, mask = volumes.split([volumes.shape[1] - 1, 1], dim=1)
+        volumes = torch.cat([*others, told * mask + prior], dim=1)
+        *others, mask = self._local(z_t, volumes, encoded, logsnr).split([volumes.shape[1] - 1, 1], dim=1)
+        return (volumes + torch.cat([*others, told * mask], dim=1)).flatten(1, 2)
+
+    def _local(self, z_t: Tensor, volumes: Tensor, encoded: dict[str, Tensor], logsnr: Tensor) -> Tensor:
+        """What the local path adds to `volumes` (B, outcome_contrasts, S, H, W)."""
+        if self.local is None:
+            return torch.zeros_like(volumes)
+        return self.local(z_t, volumes, encoded["local"], logsnr)
 
     def __prepare_scriptable__(self) -> nn.Module:
         """MONAI's two nets cannot be scripted: `torch.jit.script` of this network yields a trace."""
@@ -185,45 +227,6 @@ def _recomputed(forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     if torch.is_grad_enabled():
         return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)  # nothing in it is random
     return forward(*inputs)
-
-
-def lesion_loads(images: Tensor, num_contrasts: int) -> Tensor:
-    """Two numbers for each volume: (B, C*S, H, W) -> (B, 2*C).
-
-    First log(1 + voxels above 0) / 2, the load of a mask; then 1 if the volume is known, 0 if it is 0 everywhere.
-    """
-    volumes = images.unflatten(1, (num_contrasts, -1)).flatten(2)  # (B, C, S*H*W)
-    load = torch.log1p((volumes > 0).sum(2).to(images.dtype)) / 2
-    return torch.cat([load, (volumes != 0).any(2).to(images.dtype)], dim=1)
-
-
-class ArmAndLoads(nn.Module):
-    """Embedding of the arm plus a function of arm and lesion loads; replaces a network's class embedding.
-
-    A patient's activity is spread over a few voxels of five masks, and what it means for the next year depends on the
-    arm. The ControlNet could learn that voxel by voxel; given as numbers it is learnt as fast as the arm is. The added
-    function starts as zero.
-
-    Args:
-        num_contrasts: volumes of the image.
-        arms: the class embedding that it replaces.
-    """
-
-    def __init__(self, num_contrasts: int, arms: nn.Embedding) -> None:
-        super().__init__()
-        self.arms = arms
-        width = arms.embedding_dim
-        self.loads = nn.Sequential(
-            nn.Linear(arms.num_embeddings + 2 * num_contrasts, width), nn.SiLU(), nn.Linear(width, width)
-        )
-        nn.init.zeros_(self.loads[-1].weight)
-        nn.init.zeros_(self.loads[-1].bias)
-
-    def forward(self, labels: Tensor) -> Tensor:
-        """(B, width) of labels (B, 1 + 2*C): class index, then `lesion_loads`."""
-        arm = labels[:, 0].long()
-        one_hot = F.one_hot(arm, self.arms.num_embeddings).to(labels.dtype)
-        return self.arms(arm) + self.loads(torch.cat([one_hot, labels[:, 1:]], dim=1))
 
 
 class _Traced(nn.Module):

@@ -23,7 +23,8 @@ def compact_patient(patient: Patient, name: str, grid: SlabGrid) -> dict[str, to
 
     Returns:
         flair: (3, H, W, S) float16, w000, w048 and w096; masks: (6, H, W, S) int8 in {-1, 0, 1}, in the order of
-        `CONDITION` and `OUTCOME`, 0 for a mask that is missing.
+        `CONDITION` and `OUTCOME`, 0 for a mask that is missing. Where the patient has further futures: futures
+        (H, W, S) float16, the fraction of all its outcomes, that of w096 included, in which a voxel is NET2.
     """
     brain = patient.brain["w048"]
     affine = grid.affine(slab_centre(brain, AFFINE, grid))
@@ -41,4 +42,8 @@ def compact_patient(patient: Patient, name: str, grid: SlabGrid) -> dict[str, to
             )
     scaled = normalised(flairs, inside, name, dict.fromkeys(flairs, ""))
     flair = torch.from_numpy(np.stack(list(scaled.values())).astype(np.float32)).half()
-    return {"flair": flair, "masks": torch.from_numpy(np.stack(masks).astype(np.int8))}
+    compact = {"flair": flair, "masks": torch.from_numpy(np.stack(masks).astype(np.int8))}
+    if patient.futures:
+        outcomes = [masks[-1] > 0] + [mask_to_slab(mask, AFFINE, affine, grid) for mask in patient.futures]
+        compact["futures"] = torch.from_numpy(np.mean(outcomes, axis=0)).half()
+    return compact

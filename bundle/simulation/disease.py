@@ -19,7 +19,9 @@ from bundle.simulation.events import Event, History, draw_history
 from bundle.simulation.protocol import PRESETS, Protocol
 
 Lesions = list[tuple[np.ndarray, ...]]
-HISTORY, ANATOMY, BASELINE, NET2, ACQUISITION, READING = range(6)  # independent streams of a patient's randomness
+HISTORY, ANATOMY, BASELINE, NET2, ACQUISITION, READING, FUTURES = range(
+    7
+)  # independent streams of a patient's randomness
 _SMOULDERING_MM3 = 60.0  # they are large enough for their brightness to be seen
 
 
@@ -112,6 +114,35 @@ def _potential_outcomes(
             status = disease.status_w048(first[:count], enhancing, active)
             second[count, enhancing] = form(Surroundings(anatomy, status, protocol.hazards), 1, alike)
     return [(first[: history.count(a, 0)], second.get(state[a], [])[: history.count(a, 1)]) for a in arms]
+
+
+def draw_futures(
+    anatomy: Anatomy,
+    disease: Disease,
+    history: History,
+    arm: int,
+    seed: int,
+    index: int,
+    protocol: Protocol,
+    number: int,
+) -> list[Lesions]:
+    """NET2 lesions of the second interval in further futures of a patient in `arm`, whose past is given.
+
+    What w096 shows is one draw from the same distribution. A model of expected outcomes learns more from the mean of
+    several draws than from one.
+    """
+    year_1 = disease.outcomes[arm][0]
+    status = disease.status_w048(year_1, history.num_enhancing(arm, protocol), history.active(arm, protocol))
+    around = Surroundings(anatomy, status, protocol.hazards)
+    futures = []
+    for k in range(number):
+        rng = np.random.default_rng(stream(seed, index, FUTURES, k))
+        count = rng.poisson(history.expected(arm, 1, protocol))
+        territories = rng.choice(len(history.places), count, p=history.places)
+        enlarges = (rng.random(count) < protocol.enlarging) & bool((status > 0).any())
+        events = [Event(int(t), bool(e)) for t, e in zip(territories, enlarges)]
+        futures.append(form_lesions(around, events, stream(seed, index, FUTURES, k, 0).spawn(count)))
+    return futures
 
 
 def union(lesions: Lesions) -> np.ndarray:

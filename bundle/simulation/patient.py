@@ -14,6 +14,7 @@ from bundle.simulation.disease import (
     Disease,
     Lesions,
     draw_disease,
+    draw_futures,
     patient_anatomy,
     patient_history,
     stream,
@@ -43,6 +44,7 @@ class Patient:
         status: visit (w000, w048) -> uint8 `SHAPE`, the true lesions and how active they are
             (`bundle.simulation.drawing`).
         truth: what goes into the sidecar.
+        futures: bool `SHAPE` each, NET2 at w096 in further futures of the same past, as many as were asked for.
     """
 
     arm: int
@@ -53,10 +55,16 @@ class Patient:
     masks: dict[tuple[str, str], np.ndarray]
     status: dict[str, np.ndarray]
     truth: dict
+    futures: tuple[np.ndarray, ...] = ()
 
 
-def simulate_patient(seed: int, index: int, protocol: Protocol = PRESETS["trial"]) -> Patient:
-    """Patient `index` (from 0) of trial `seed`; depends on nothing but these and the protocol."""
+def simulate_patient(seed: int, index: int, protocol: Protocol = PRESETS["trial"], futures: int = 0) -> Patient:
+    """Patient `index` (from 0) of trial `seed`; depends on nothing but these and the protocol.
+
+    Args:
+        seed, index, protocol: of the patient.
+        futures: how many further outcomes to draw, which change nothing else.
+    """
     arm, anatomy = assigned_arm(seed, index), patient_anatomy(seed, index)
     history = patient_history(seed, index, protocol)
     disease = draw_disease(anatomy, history, seed, index, protocol)
@@ -76,7 +84,8 @@ def simulate_patient(seed: int, index: int, protocol: Protocol = PRESETS["trial"
     flair, brain = _scan(anatomy, history, disease, active, arm, seed, index, protocol)
     masks = protocol.reader(true_masks, np.random.default_rng(stream(seed, index, READING)))
     truth = _truth(seed, index, arm, history, disease, protocol)
-    return Patient(arm, history, anatomy, flair, brain, masks, status, truth)
+    further = draw_futures(anatomy, disease, history, arm, seed, index, protocol, futures)
+    return Patient(arm, history, anatomy, flair, brain, masks, status, truth, tuple(map(union, further)))
 
 
 def _scan(

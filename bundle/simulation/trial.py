@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -40,6 +40,7 @@ def simulate_trial(
     workers: int | None = None,
     preset: str = "trial",
     compact: bool = False,
+    futures: int = 0,
 ) -> Path:
     """Writes a simulated trial: FLAIR, lesion masks, brain mask, segmentation, tables, and the truth in a sidecar.
 
@@ -53,6 +54,7 @@ def simulate_trial(
         workers: processes; None takes all cores.
         preset: of `bundle.simulation.protocol.PRESETS`.
         compact: in place of all volumes one file a patient on the lite model's grid (`bundle.data.slab_file`).
+        futures: with `compact`, further outcomes of each patient whose mean is stored too.
 
     Returns:
         `out`.
@@ -61,7 +63,8 @@ def simulate_trial(
         InputError: an argument is out of range, or `out` holds something else or cannot be written.
     """
     workers = os.cpu_count() if workers is None else workers
-    for name, value, least in (("patients", patients, 1), ("seed", seed, 0), ("workers", workers, 1)):
+    numbers = (("patients", patients, 1), ("seed", seed, 0), ("workers", workers, 1), ("futures", futures, 0))
+    for name, value, least in numbers:
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise InputError(
                 f"--{name} {value!r} is not a whole number of {least} or more", f"give e.g. --{name} {max(least, 10)}"
@@ -70,10 +73,13 @@ def simulate_trial(
         raise InputError(f"--preset {preset!r} is none of {', '.join(PRESETS)}", "give one of them")
     if not isinstance(compact, bool):
         raise InputError(f"--compact {compact!r} is neither True nor False", "give --compact alone, or leave it out")
+    if futures and not compact:
+        raise InputError(f"--futures {futures} without --compact", "volumes hold one outcome: give --compact too")
     out, protocol = Path(str(out)), PRESETS[preset]
-    _open_dataset(out, seed, preset, compact)
+    form = Form(preset, compact, futures)
+    _open_dataset(out, seed, form)
     try:
-        _write_missing(out, patients, seed, workers, preset, compact)
+        _write_missing(out, patients, seed, workers, form)
         rows = [_row(i, assigned_arm(seed, i), patient_history(seed, i, protocol)) for i in range(patients)]
         header = "\t".join(["participant_id", "treatment_arm", *COLUMNS]) + "\n"
         write_together(out, {"participants.tsv": "".join([header, *rows]).encode()})
@@ -87,14 +93,23 @@ def participant(index: int) -> str:
     return f"sub-{index + 1:04d}"
 
 
-def write_patient(out: Path, seed: int, index: int, preset: str = "trial", compact: bool = False) -> None:
+@dataclass(frozen=True)
+class Form:
+    """What a data set holds of each patient; see `simulate_trial`."""
+
+    preset: str = "trial"
+    compact: bool = False
+    futures: int = 0
+
+
+def write_patient(out: Path, seed: int, index: int, form: Form = Form()) -> None:
     """Simulates one patient and moves it into the data set; the folder `sub-X` comes last and marks it done."""
     name = participant(index)
     partial_copy = out / f".{name}.partial"
     shutil.rmtree(partial_copy, ignore_errors=True)
     partial_copy.mkdir()  # a disk that refuses does so before the work
-    patient = simulate_patient(seed, index, PRESETS[preset])
-    files = compact_files(patient, name) if compact else patient_files(patient, name)
+    patient = simulate_patient(seed, index, PRESETS[form.preset], form.futures)
+    files = compact_files(patient, name) if form.compact else patient_files(patient, name)
     for file, content in files.items():
         write_together((partial_copy / file).parent, {Path(file).name: content})
     derivatives = [Path("derivatives") / d / name for d in DERIVATIVES]
@@ -151,12 +166,12 @@ def _sessions(history: History) -> str:
     return "".join(["session_id\tmonths\n", *rows])
 
 
-def _write_missing(out: Path, patients: int, seed: int, workers: int, preset: str, compact: bool) -> None:
+def _write_missing(out: Path, patients: int, seed: int, workers: int, form: Form) -> None:
     missing = [i for i in range(patients) if not (out / participant(i)).is_dir()]
     if missing:  # for a complete data set no worker need load the template
         done = patients - len(missing)
         with ProcessPoolExecutor(min(workers, len(missing)), initializer=end_with_parent) as pool:
-            jobs = [pool.submit(write_patient, out, seed, i, preset, compact) for i in missing]
+            jobs = [pool.submit(write_patient, out, seed, i, form) for i in missing]
             try:
                 for job in tqdm(as_completed(jobs), "simulating", patients, initial=done, unit="patient"):
                     job.result()
@@ -167,14 +182,15 @@ def _write_missing(out: Path, patients: int, seed: int, workers: int, preset: st
         shutil.rmtree(leftover)
 
 
-def _open_dataset(out: Path, seed: int, preset: str, compact: bool) -> None:
+def _open_dataset(out: Path, seed: int, form: Form) -> None:
     description = out / "dataset_description.json"
     generator = {
         "Name": "scripts.simulate_trial",
         "Version": VERSION,
         "Seed": seed,
-        "Preset": preset,
-        "Compact": compact,
+        "Preset": form.preset,
+        "Compact": form.compact,
+        "Futures": form.futures,
     }
     content = {
         "Name": "Simulated trial of new and enlarging T2 lesions in multiple sclerosis",
@@ -190,7 +206,7 @@ def _open_dataset(out: Path, seed: int, preset: str, compact: bool) -> None:
             raise InputError("is not empty and no simulated trial", "give an empty folder", file=out)
         else:
             write_together(out, {description.name: json.dumps(content, indent=1).encode()})
-        for derivative in ("truth",) if compact else DERIVATIVES:
+        for derivative in ("truth",) if form.compact else DERIVATIVES:
             derived = content | {"Name": derivative, "DatasetType": "derivative"}
             write_together(out / "derivatives" / derivative, {description.name: json.dumps(derived, indent=1).encode()})
     except (OSError, json.JSONDecodeError) as error:

@@ -35,8 +35,8 @@ class Stage:
     Args:
         name: begins the names of the stage's files.
         recipe: settings that stages have in common.
-        network: trained where it requires gradients; moved to `device`, and wrapped in DistributedDataParallel where
-            several processes train together (see `bundle.runtime.join_processes`).
+        network: a `ForecastNetwork` or a `PriorAlone`; trained where it requires gradients, moved to `device`, and
+            wrapped in DistributedDataParallel where several processes train together (`bundle.runtime.join_processes`).
         dataset: patients to train on.
         num_epochs: length of the stage, in epochs of `recipe.epoch_length` iterations.
         output_dir: folder of checkpoints and logs.
@@ -55,15 +55,15 @@ class Stage:
         self,
         name: str,
         recipe: Recipe,
-        network: ForecastNetwork,
+        network: nn.Module,
         dataset: CachedCases,
         num_epochs: int,
         output_dir: str | Path,
         device: torch.device | str = "cpu",
     ) -> None:
-        check_count("num_epochs", num_epochs, 1, "--pretraining_epochs or --finetuning_epochs")
+        check_count("num_epochs", num_epochs, 1, "--prior_epochs, --pretraining_epochs or --finetuning_epochs")
         check_writable(Path(output_dir))
-        self.name, self.recipe, self.num_epochs = name, recipe, num_epochs
+        self.name, self.recipe, self.dataset, self.num_epochs = name, recipe, dataset, num_epochs
         self.output_dir, self.device = Path(output_dir), torch.device(device)
         network = network.to(self.device)
         self.network = DistributedDataParallel(network) if distributed.is_initialized() else network
@@ -124,7 +124,11 @@ class Stage:
 def _data_settings(dataset: CachedCases) -> dict[str, Any]:
     """What tells a data set from others."""
     cases = [str(item["case"]) for item in dataset.data]
-    data = {"patients": f"{len(cases)} ({digest_of(cases)})", "drop_visits": list(dataset.load.drop_visits)}
+    data = {
+        "patients": f"{len(cases)} ({digest_of(cases)})",
+        "drop_visits": list(dataset.load.drop_visits),
+        "mean_outcome": dataset.mean_outcome,
+    }
     return data | dict(flat_settings("grid", dataset.load.grid))
 
 

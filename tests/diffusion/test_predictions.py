@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 
@@ -70,6 +72,13 @@ def test_binary_error_is_the_log_loss_of_its_x0(sample):
     expected = torch.nn.functional.binary_cross_entropy(p, (x0 + 1) / 2, reduction="none")
     decided = (p - 0.5).abs() < 0.49999  # beyond it log(1 - p) has lost its digits, the error has not
     torch.testing.assert_close(prediction.error(output, x0, z_t, alpha, sigma)[decided], expected[decided])
+
+
+def test_binary_error_of_a_mean_outcome_is_the_mean_error_of_the_outcomes(sample):
+    _, output, alpha, sigma, z_t = sample
+    error = partial(BinaryPrediction().error, output, z_t=z_t, alpha=alpha, sigma=sigma)
+    lesion, none, mean = (error(x0=torch.full_like(output, value)) for value in (1.0, -1.0, -0.5))
+    torch.testing.assert_close(mean, 0.25 * lesion + 0.75 * none)
 
 
 def test_contrasts_are_predicted_each_in_its_way():

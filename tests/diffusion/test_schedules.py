@@ -7,6 +7,7 @@ from bundle.diffusion.schedules import (
     Cosine,
     InterpolatedCosine,
     LogSNRUniformGrid,
+    NoisiestLevel,
     ShiftedCosine,
     TimeUniformGrid,
     alpha_sigma,
@@ -44,6 +45,11 @@ def test_variance_is_preserved_at_both_extremes():
     alpha, sigma = alpha_sigma(torch.linspace(-40, 40, 81))
     torch.testing.assert_close(alpha**2 + sigma**2, torch.ones(81))
     assert (alpha > 0).all() and (sigma > 0).all()
+
+
+def test_the_noisiest_level_is_the_end_of_the_schedule_at_every_time():
+    t = torch.linspace(0, 1, 5)
+    assert torch.equal(NoisiestLevel(Cosine())(t), Cosine()(torch.ones(5)))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -169,7 +169,9 @@ def test_samples_of_one_patient_share_what_the_images_say():
     network = randomise(tiny(local_channels=8, with_loads=True))
     x = one_tensor(batch=3)
     x[:, 6:27] = x[:1, 6:27]
-    once = denoise(network, x[:, :6], x[:, -2, 0, 0], x[:, -1, 0, 0].long(), network.encode(x[:1, 6:27]))
+    once = denoise(
+        network, x[:, :6], x[:, -2, 0, 0], x[:, -1, 0, 0].long(), network.encode(x[:1, 6:27], x[:1, -1, 0, 0].long())
+    )
     torch.testing.assert_close(once, network(x))
 
 
@@ -182,7 +184,7 @@ def test_samples_at_one_level_give_the_same_as_each_at_its_own(logsnr, scale):
         weight.data *= scale
     x = one_tensor(batch=3, logsnr=logsnr)
     x[:, 6:] = x[:1, 6:]
-    levels, arms, encoded = x[:, -2, 0, 0], x[:, -1, 0, 0].long(), network.encode(x[:1, 6:27])
+    levels, arms, encoded = x[:, -2, 0, 0], x[:, -1, 0, 0].long(), network.encode(x[:1, 6:27], x[:1, -1, 0, 0].long())
     shared = denoise(network, x[:, :6], levels[:1], arms[:1], encoded)
     assert shared.isfinite().all() and (scale == 1 or shared.abs().max() > 42)
     torch.testing.assert_close(shared, denoise(network, x[:, :6], levels, arms, encoded), rtol=1e-3, atol=1e-3 * scale)
