@@ -53,9 +53,7 @@ def test_epochs_and_seed_are_checked_where_they_are_used(make_stage):
 @pytest.mark.parametrize("value", [0, -1, "a", 1.5])
 def test_the_interval_of_validation_is_checked_before_training(value):
     config = bundle_config("train.json", val_interval=value)
-    (number,) = (
-        number for number, step in enumerate(config["initialize"]) if step["_target_"].endswith("check_count")
-    )
+    (number,) = (number for number, step in enumerate(config["initialize"]) if step["_target_"].endswith("check_count"))
     with pytest.raises(Exception) as caught:
         config.get_parsed_content(f"initialize#{number}")
     expected = f"val_interval={value!r} is not a whole number of at least 1; correct --val_interval"
