@@ -112,7 +112,8 @@ def _territory(source: np.ndarray, nearest: tuple[np.ndarray, ...], right: np.nd
         shift: (3, N) voxels of the template by which the borders move.
     """
     own = source[nearest]
-    moved = source[tuple(np.clip(np.rint(i + s), 0, n - 1).astype(int) for i, s, n in zip(nearest, shift, source.shape))]
+    inside = (np.clip(np.rint(i + s), 0, n - 1).astype(int) for i, s, n in zip(nearest, shift, source.shape))
+    moved = source[tuple(inside)]
     moved = np.where(moved > 0, moved - 1 - (moved - 1) % 2 + right + 1, 0).astype(np.uint8)  # each side keeps its own
     return np.where((own > 0) & (moved > 0), moved, own)
 
