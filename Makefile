@@ -17,7 +17,8 @@ setup: .venv/installed
 
 demo: setup
 	$(BIN)/python -m scripts.simulate_trial --out $(DEMO)/trial --patients 1 --seed 25
-	$(BIN)/python -m monai.bundle run inference --config_file configs/inference.json \
+	PYTHONWARNINGS="ignore:parsing config_file" \
+		$(BIN)/python -m monai.bundle run inference --config_file configs/inference.json \
 		--dataset_dir $(DEMO)/trial --output_dir $(DEMO)/forecasts
 	@echo
 	@echo "The forecast of one simulated patient, never seen in training:"

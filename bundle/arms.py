@@ -1,6 +1,5 @@
 """The six treatment arms of the pooled trials and the null class, in order of class index (Favero et al. 2025)."""
 
-from numbers import Integral
 from typing import Any
 
 ARMS = ("placebo", "laquinimod", "avonex", "interferon_beta_1a", "dimethyl_fumarate", "ocrelizumab")
@@ -12,12 +11,12 @@ NULL_ARM = len(ARMS)
 def arm_index(arm: Any) -> int:
     """Class index of a treatment arm.
 
-    A number written as text is refused: trials code their arms in ways of their own, so a code read as a class index
-    would silently be another treatment.
+    Numbers are refused: trials code their arms in ways of their own, so a code read as a class index would silently be
+    another treatment.
 
     Args:
-        arm: a name of `CLASSES`, its class index as an integer, `None` / "" / "n/a" for unknown, or a one-element list
-            of these (a drop-down of MONAI Label sends its default as the list of its choices: the first one counts).
+        arm: a name of `CLASSES`, `None` / "" / "n/a" for unknown, or a list of these (a drop-down of MONAI Label sends
+            its default as the list of its choices: the first one counts).
 
     Returns:
         An index in [0, 6]; 6 is the null class.
@@ -29,8 +28,6 @@ def arm_index(arm: Any) -> int:
         arm = arm[0] if arm else None
     if arm is None or arm != arm:  # NaN is how pandas reads n/a
         return NULL_ARM
-    if isinstance(arm, Integral) and not isinstance(arm, bool) and 0 <= arm < len(CLASSES):
-        return int(arm)
     name = str(arm).strip().lower()
     if name in ("", "n/a"):
         return NULL_ARM

@@ -147,6 +147,8 @@ def check_writable(folder: Path) -> None:
     absolute = folder.absolute()
     try:
         existing = next(path for path in (absolute, *absolute.parents) if path.exists())
+        for name in absolute.relative_to(existing).parts:
+            (existing / name).exists()  # below a folder that is not there yet no name is too long for the system
     except (OSError, ValueError) as error:  # e.g. a name that is too long
         raise not_writable(folder, getattr(error, "strerror", None) or str(error)) from error
     if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):

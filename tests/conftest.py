@@ -14,6 +14,7 @@ from filelock import FileLock
 from monai.bundle import ConfigParser
 
 from bundle.data.datalist import load_split
+from bundle.networks.slab_unet import ForecastNetwork
 from bundle.networks.weights import export_weights
 from bundle.simulation.trial import simulate_trial
 
@@ -110,6 +111,22 @@ def bundle_config(*names, **overrides):
 def inference_config(**overrides):
     """configs/inference.json with what the command line would override, to be run in this process."""
     return bundle_config("inference.json", **overrides)
+
+
+def tiny_network(**changes):
+    """A network of (16, 16, 3) voxels or so, the same random weights each time; keyword arguments are the network's."""
+    torch.manual_seed(0)
+    arguments = dict(
+        num_slices=3,
+        channels=(8, 16),
+        attention_levels=(False, True),
+        num_res_blocks=1,
+        num_head_channels=8,
+        norm_num_groups=4,
+        conditioning_channels=8,
+        local_channels=8,
+    )
+    return ForecastNetwork(**arguments | changes)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 
 from bundle.arms import ARMS, NULL_ARM, arm_index
@@ -6,16 +5,16 @@ from bundle.arms import ARMS, NULL_ARM, arm_index
 
 @pytest.mark.parametrize("index, name", list(enumerate(ARMS)))
 def test_every_way_to_name_an_arm(index, name):
-    assert arm_index(name) == arm_index(name.upper()) == arm_index(index) == arm_index(np.int64(index)) == index
+    assert arm_index(name) == arm_index(name.upper()) == index
     assert arm_index([name, "unknown"]) == index  # the default of a drop-down
 
 
-@pytest.mark.parametrize("nothing", [None, "", "n/a", " N/A ", "unknown", float("nan"), [], 6])
+@pytest.mark.parametrize("nothing", [None, "", "n/a", " N/A ", "unknown", float("nan"), []])
 def test_unknown_is_the_null_class(nothing):
     assert arm_index(nothing) == NULL_ARM == 6
 
 
-@pytest.mark.parametrize("wrong", ["aspirin", "7", "3", "\u00b2", "3.0", -1, 7, 2.0, True, '"placebo', {"a": 1}])
+@pytest.mark.parametrize("wrong", ["aspirin", "7", "3", "\u00b2", "3.0", 0, 3, -1, 7, 2.0, True, '"placebo', {"a": 1}])
 def test_other_names_are_refused_with_the_choices(wrong):
     with pytest.raises(ValueError, match="placebo, laquinimod"):
         arm_index(wrong)

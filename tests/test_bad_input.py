@@ -167,6 +167,7 @@ def test_an_unusable_file_is_reported_with_case_and_fix(ward, label):
 def test_the_sound_patients_of_the_batch_are_forecast_and_no_others(ward):
     _, out, code, output = ward
     assert code == 1 and "Traceback" not in output, output[-3000:]
+    assert "input summary" not in output and "logging" not in output
     assert len(error_lines(output)) == len(SPOILT) + 2 and f"{len(SPOILT) + 2} not forecast" in output
     assert {path.name for path in out.iterdir()} == {"sub-Blocked", "sub-Other", "sub-Sound", "sub-Zound"}
     assert (out / "sub-Blocked").read_text() == "a file where a folder should be"

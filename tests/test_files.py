@@ -57,7 +57,7 @@ def test_leftovers_of_killed_processes_are_removed_and_those_of_live_ones_stay(t
     assert not dead.exists() and alive.exists() and foreign.exists()
 
 
-@pytest.mark.parametrize("name", ["file/out", "x" * 300])
+@pytest.mark.parametrize("name", ["file/out", "x" * 300, "new/" + "x" * 300, "new/" * 2000])
 def test_a_folder_that_cannot_be_made_is_refused_early(tmp_path, name):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written: .*; choose another output_dir"):

@@ -1,9 +1,6 @@
 """Patients on the slab, cached on disk, so that training decodes each NIfTI file once."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +8,15 @@ import torch
 from monai.data import Dataset
 from torch import Tensor
 
-from bundle.data.bids import CONDITION, OUTCOME, Case, find_case
+from bundle.arms import CLASSES
+from bundle.data.bids import Case, find_case, fingerprint
 from bundle.data.grid import SlabGrid
 from bundle.data.slab_file import load_slab
 from bundle.data.tables import checked_arm
 from bundle.data.transforms import CompactCased, LoadCased, expand_case
 from bundle.errors import InputError
 from bundle.files import written_whole
+from bundle.seeding import digest_of
 
 _VERSION = 1  # increase it when a change makes LoadCased or CompactCased return other numbers
 
@@ -57,9 +56,10 @@ class CachedCases(Dataset):
     def _transform(self, index: int) -> dict[str, Any]:
         item = self.data[index]
         arm = checked_arm(item.get("arm"), "correct the datalist", case=str(item.get("case", "")))
-        case = find_case(item["image"], item.get("dataset_dir"), arm, self.load.visits)
+        item = item | {"arm": CLASSES[arm]}
+        case = find_case(item["image"], item.get("dataset_dir"), item["arm"], self.load.visits)
         if case.slab is None:
-            compact = self._load(case, item | {"arm": arm})
+            compact = self._load(case, item)
         else:
             compact = load_slab(case.slab, self.load.grid, self.load.drop_visits)
         labels = {"arm": arm, "active": bool(item["active"]), "weight": float(item.get("weight", 1)), "case": case.id}
@@ -91,17 +91,9 @@ class CachedCases(Dataset):
         return compact if (flairs, masks) in ((2, 5), (3, 6)) and shapes == {self.load.grid.shape} else None
 
     def _key(self, case: Case) -> str:
-        paths = [case.volumes.get(name) for name in CONDITION + OUTCOME]
-        paths += [case.brain[visit] for visit in sorted(case.brain)]
-        recipe = {
-            "version": _VERSION,
-            "grid": asdict(self.load.grid),
-            "with_outcome": self.load.with_outcome,
-            "drop_visits": self.load.drop_visits,
-            "sessions": dict(case.sessions),
-            "files": [path and (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths],
-        }
-        return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:20]
+        load = self.load
+        recipe = (_VERSION, load.grid, load.with_outcome, sorted(load.drop_visits), sorted(case.sessions.items()))
+        return digest_of(*recipe, fingerprint(case))
 
 
 def cached_dataset(

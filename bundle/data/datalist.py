@@ -55,7 +55,7 @@ def make_datalist(
         raise InputError(f"seed={seed} is not a whole number of at least 0", "correct --seed")
     root = Path(str(dataset_dir))
     arms = read_participants(root)
-    cases = [find_case(name, root, arms.get(name, NULL_ARM), visits) for name in list_cases(root)]
+    cases = [find_case(name, root, CLASSES[arms.get(name, NULL_ARM)], visits) for name in list_cases(root)]
     complete = [case.slab is not None or {"flair_w000", "flair_w048"} <= set(case.volumes) for case in cases]
     usable = [case for case, is_complete in zip(cases, complete) if is_complete]
     left_out = [case.id for case, is_complete in zip(cases, complete) if not is_complete]

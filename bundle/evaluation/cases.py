@@ -61,13 +61,8 @@ class Evaluation:
     def score(self, rank: int = 0, world: int = 1) -> None:
         """Forecast and score the patients of this process that have no stored scores yet."""
         check_writable(Path(self.output_dir))
-        with tqdm(self.items[rank::world], desc="forecasting", unit="patient", disable=rank > 0) as bar:
-            for item in bar:
-                try:
-                    self._score_patient(item)
-                except Exception as error:
-                    with tqdm.external_write_mode():  # on a line of its own, not behind the bar
-                        self.guard.call(_raise, error, None)
+        for item in tqdm(self.items[rank::world], desc="forecasting", unit="patient", disable=rank > 0):
+            self.guard.call(self._score_patient, item, None)
 
     def _score_patient(self, item: Mapping[str, Any]) -> None:
         keys = {name: self.key(forecaster, item) for name, forecaster in self.forecasters.items()}
@@ -138,7 +133,3 @@ class Evaluation:
         """
         settings = key_of("scores", version=SCORES_VERSION, read=self.read, scoring=self.scoring)
         return digest_of(settings, forecaster.key, self.read.version(item))
-
-
-def _raise(error: Exception) -> None:
-    raise error

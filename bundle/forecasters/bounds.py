@@ -6,6 +6,7 @@ from functools import lru_cache
 import numpy as np
 from nibabel.affines import apply_affine, voxel_sizes
 
+from bundle.arms import CLASSES
 from bundle.data.grid import SlabGrid, to_slab
 from bundle.forecasters.base import SCORED_REGIONS, Forecast, Patient, Role, key_of
 from bundle.forecasters.cohort import CaseReader
@@ -97,7 +98,7 @@ class Truth:
         self.key = key_of("truth", read=read)
 
     def __call__(self, patient: Patient) -> Sequence[Forecast]:
-        observed = self.read({"image": f"{patient.dataset_dir}/{patient.case}", "arm": patient.arm})
+        observed = self.read({"image": f"{patient.dataset_dir}/{patient.case}", "arm": CLASSES[patient.arm]})
         found = observed.record.outcome
         presence = {region: float(present) for region, present in found.presence.items()}
         heatmap = observed.outcome.astype(np.float32)

@@ -82,7 +82,7 @@ class CaseReader:
         """
         load = LoadCased(grid=self.grid, with_outcome=True, drop_visits=self.drop_visits, visits=self.visits)
         data = load({"image": item["image"], "arm": item.get("arm")})
-        case = find_case(item["image"], arm=data["arm"], visits=self.visits)
+        case = find_case(item["image"], arm=item.get("arm"), visits=self.visits)
         image, affine = data["image"].as_tensor(), data["image"].affine.numpy()
         dseg = None
         if case.dseg is not None:

@@ -36,7 +36,12 @@ class PriorNetwork(nn.Module):
         context_channels: width of the summary of the whole patient (lesion loads, arm, pooled features) that steers the
             way up.
         voxel_channels: features that each voxel of a cell gets.
+
+    Attributes:
+        map_shape: S, H, W of the population's map, in coordinates of the brain.
     """
+
+    map_shape = _MAP_SHAPE
 
     def __init__(
         self, channels: Sequence[int] = (24, 48, 64), context_channels: int = 64, voxel_channels: int = 12

@@ -13,7 +13,7 @@ from scipy.stats import t
 from bundle.arms import ARMS, NULL_ARM
 from bundle.data.bids import CONDITION
 from bundle.lesions import Volume
-from bundle.outputs.page import LINE, percent, png_bytes, wrap_notes, write_footer, write_notes
+from bundle.outputs.notes import LINE, percent, png_bytes, wrap_notes, write_footer, write_notes
 from bundle.outputs.panels import (
     AxialView,
     axial_view,

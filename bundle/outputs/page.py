@@ -2,20 +2,19 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Circle, Rectangle
+from matplotlib.patches import Circle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import PercentFormatter
 from nibabel.affines import apply_affine, voxel_sizes
 
 from bundle.lesions import Volume
+from bundle.outputs.notes import AMBER, LINE, percent, png_bytes, wrap_notes, write_footer, write_notes
 from bundle.outputs.panels import (
     AxialView,
     axial_view,
@@ -28,14 +27,10 @@ from bundle.outputs.panels import (
     visible_heat,
 )
 
-NOTICE = "Research use only. Not a medical device. Weights trained on simulated data."
 WIDTH, HEIGHT, DPI = 15.0, 11.0, 100  # inches, and pixels an inch
 ROWS, COLUMNS = 3, 5
-OLD, AGREED, SITE, AMBER = "#39c5ff", "#ffffff", "#7dff8a", "#ffbf00"
+OLD, AGREED, SITE = "#39c5ff", "#ffffff", "#7dff8a"
 SITES_SHOWN = 5
-NOTES_SHOWN = 4
-NOTE_WIDTH = 170  # characters of a note in one line of the page
-LINE = 0.25  # inches
 VOLUMES = {"flair": "FLAIR", "t2": "T2 lesions", "gd": "Gd lesions", "net2": "new T2 lesions"}
 
 
@@ -80,46 +75,6 @@ def forecast_page(
     _write_inputs(side, forecast["inputs"])
     write_footer(footer, forecast)
     return png_bytes(figure)
-
-
-def png_bytes(figure: Figure) -> bytes:
-    """A figure as the bytes of a PNG."""
-    page = BytesIO()
-    FigureCanvasAgg(figure).print_png(page)
-    return page.getvalue()
-
-
-def write_footer(footer: SubFigure, forecast: Mapping[str, Any]) -> None:
-    """The notice, and how the forecast was made."""
-    footer.text(0.012, 0.5, NOTICE, va="center", fontsize=12, color="#a00000", weight="bold")
-    footer.text(0.988, 0.5, _provenance(forecast), va="center", ha="right", fontsize=9, color="#555555")
-
-
-def percent(fraction: float) -> str:
-    """A fraction in [0, 1] as whole per cent, never rounded to a certainty that it is not."""
-    if 0 < fraction < 0.01:
-        return "< 1 %"
-    return "> 99 %" if 0.99 < fraction < 1 else f"{100 * fraction:.0f} %"
-
-
-def wrap_notes(notes: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
-    """Notes and whether each is a warning, broken into at most `NOTES_SHOWN` lines."""
-    lines = [(line, amber) for text, amber in notes for line in textwrap.wrap(text, NOTE_WIDTH)]
-    if len(lines) > NOTES_SHOWN:
-        hidden = any(amber for _, amber in lines[NOTES_SHOWN - 1 :])
-        lines[NOTES_SHOWN - 1 :] = [("More warnings and remarks stand in the JSON file.", hidden)]
-    return lines
-
-
-def write_notes(header: SubFigure, notes: Sequence[tuple[str, bool]], *, first: float, height: float) -> None:
-    """Lines of `wrap_notes` from `first` inches below the top of a header of `height` inches, warnings in amber."""
-    for row, (text, amber) in enumerate(notes):
-        top = first + LINE * row
-        if amber:
-            band = Rectangle((0, 1 - (top + LINE) / height), 1, LINE / height, color=AMBER)
-            header.add_artist(band).set_transform(header.transSubfigure)
-        style = {"fontsize": 10.5, "color": "black" if amber else "#8a5a00"}
-        header.text(0.012, 1 - (top + LINE / 2) / height, text, va="center", **style)
 
 
 def _write_header(
@@ -244,11 +199,3 @@ def _input_lines(inputs: Mapping[str, Any]) -> list[str]:
 def _volumes_of(visit: str, names: Sequence[str]) -> str:
     kinds = (name.split("_")[0] for name in names if name.endswith(f"_{visit}"))
     return ", ".join(VOLUMES.get(kind, kind) for kind in kinds)
-
-
-def _provenance(forecast: Mapping[str, Any]) -> str:
-    weights, sampling = (forecast["weights_sha256"] or "unnamed")[:12], forecast["sampling"]
-    return (
-        f"weights {weights}, seed {sampling['seed']}, {sampling['num_steps']} steps, "
-        f"guidance {sampling['guidance_scale']:g}, bundle {forecast['versions']['bundle']}"
-    )

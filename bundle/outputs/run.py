@@ -13,8 +13,7 @@ from tqdm import tqdm
 from bundle.arms import CLASSES
 from bundle.data.bids import dataset_warnings, list_cases, session_labels
 from bundle.data.datalist import SPLITS, load_split
-from bundle.data.tables import checked_arm
-from bundle.errors import Guard, warn
+from bundle.errors import Guard, InputError, warn
 from bundle.outputs.comparison import under_each_arm
 
 ALL_ARMS = "all"
@@ -51,7 +50,10 @@ def forecast_items(
     if arm == ALL_ARMS:
         given["all_arms"] = True
     elif arm is not None:
-        given["arm"] = checked_arm(arm, f"correct --arm, or {ALL_ARMS!r} to compare them")
+        if str(arm).strip().lower() not in CLASSES:
+            fix = f"use one of {', '.join(CLASSES)}, or {ALL_ARMS!r} to compare them"
+            raise InputError(f"unknown treatment arm {arm!r}", fix)
+        given["arm"] = arm
     if visits is not None:
         session_labels(visits)  # raises once, not for each patient
         given["visits"] = dict(visits)

@@ -25,7 +25,8 @@ from bundle.files import check_writable, nifti_bytes, not_writable, write_togeth
 from bundle.forecasters.ensemble import EnsembleInferer
 from bundle.lesions import LesionRule, Volume, lesion_table, voxel_volume_mm3
 from bundle.outputs.coverage import axial_axis, covered_fractions, covered_voxels, field_of_view
-from bundle.outputs.page import NOTICE, forecast_page
+from bundle.outputs.notes import NOTICE
+from bundle.outputs.page import forecast_page
 from bundle.outputs.sites import likely_sites
 from bundle.outputs.summary import differences
 
@@ -34,47 +35,61 @@ DESCRIPTION = "Research use only; forecast of NET2 lesions"  # at most 79 charac
 INTERVAL_COVERS = "the sampling error of this number of members only, not the model's own error"
 
 
-class WriteForecastd(MapTransform):
-    """Writes the heatmap, the consensus mask, the report and the page of one case, all four or none.
+class _WriteCased(MapTransform):
+    """Writes the files of a case, <output_dir>/<case>/<case>_desc-<description>_..., all or none.
 
     Args:
-        keys: heatmap (1, X, Y, Z) on the grid of the patient's FLAIR, as `RestoreNatived` leaves it; "consensus" must
-            have been restored with it.
+        keys: map (1, X, Y, Z) on the grid of the patient's FLAIR, as `RestoreNatived` leaves it; by default `key`.
         output_dir: gets a folder per case.
-        inferer: that drew the members; its settings are written into the report.
+        inferer: that made the map; its settings are written into the report.
         weights: file of the network's weights, identified in the report by its sha256.
-
-    Files: <output_dir>/<case>/<case>_desc-net2_{probseg.nii.gz,mask.nii.gz,forecast.json,forecast.png}, where the arms
-    are compared <case>_arm-<arm>_desc-net2_...; earlier ones are replaced.
-    Adds `forecast` as written to JSON (docs/reference/forecast.md) and `files`, their paths.
 
     Raises:
         InputError: the output folder cannot be written.
     """
 
+    key: str
+    description: str
+
     def __init__(
         self,
-        keys: KeysCollection = "pred",
+        keys: KeysCollection | None = None,
         *,
         output_dir: str | Path,
         inferer: EnsembleInferer,
         weights: str | Path | None = None,
     ) -> None:
-        super().__init__(keys)
+        super().__init__(self.key if keys is None else keys)
         self.output_dir = writable_folder(output_dir)
         self.inferer, self.weights = inferer, weights
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         output = dict(data)
         for key in self.key_iterator(output):
-            forecast, files = self._make(output, output[key])
-            prefix = case_prefix(output)
-            files = {f"{prefix}_desc-net2_{suffix}": content for suffix, content in files.items()}
+            forecast, files = self.make(output, output[key])
+            prefix = f"{case_prefix(output)}_desc-{self.description}"
+            files = {f"{prefix}_{suffix}": content for suffix, content in files.items()}
             output |= {"forecast": forecast, "files": write_case(self.output_dir, output["case"], files)}
         return output
 
-    def _make(self, data: Mapping[Hashable, Any], native: MetaTensor) -> tuple[dict[str, Any], dict[str, bytes]]:
+    def make(self, data: Mapping[Hashable, Any], native: MetaTensor) -> tuple[dict[str, Any], dict[str, bytes]]:
         """The report, and the bytes of the files by the end of their names."""
+        raise NotImplementedError
+
+
+class WriteForecastd(_WriteCased):
+    """Writes the heatmap, the consensus mask, the report and the page of one case; arguments as of `_WriteCased`.
+
+    "consensus" must have been restored with the heatmap.
+
+    Files: <output_dir>/<case>/<case>_desc-net2_{probseg.nii.gz,mask.nii.gz,forecast.json,forecast.png}, where the arms
+    are compared <case>_arm-<arm>_desc-net2_...; earlier ones are replaced.
+    Adds `forecast` as written to JSON (docs/reference/forecast.md) and `files`, their paths.
+    """
+
+    key, description = "pred", "net2"
+
+    def make(self, data: Mapping[Hashable, Any], native: MetaTensor) -> tuple[dict[str, Any], dict[str, bytes]]:
         path, affine = Path(native.meta["filename_or_obj"]), native.affine.numpy()
         heatmap = native.numpy()[0].clip(0, 1)
         consensus = data["consensus"].numpy()[0] >= 0.5
@@ -123,48 +138,21 @@ class WriteForecastd(MapTransform):
         }
 
 
-class WritePreviewd(MapTransform):
-    """Writes a heatmap alone, with its notice: <output_dir>/<case>/<case>_desc-preview_probseg.{nii.gz,json}.
+class WritePreviewd(_WriteCased):
+    """Writes a heatmap alone, with its notice; arguments as of `_WriteCased`.
 
-    Args:
-        keys: heatmap (1, X, Y, Z) on the grid of the patient's FLAIR, as `RestoreNatived` leaves it.
-        output_dir: gets a folder per case.
-        inferer: that made the heatmap; its settings are written into the JSON file.
-        weights: file of the network's weights, identified in the JSON file by its sha256.
-
-    Adds `files`, their paths.
-
-    Raises:
-        InputError: the output folder cannot be written.
+    Files: <output_dir>/<case>/<case>_desc-preview_probseg.{nii.gz,json}.
+    Adds `forecast` as written to JSON and `files`, their paths.
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection = "heatmap",
-        *,
-        output_dir: str | Path,
-        inferer: EnsembleInferer,
-        weights: str | Path | None = None,
-    ) -> None:
-        super().__init__(keys)
-        self.output_dir = writable_folder(output_dir)
-        self.inferer, self.weights = inferer, weights
+    key, description = "heatmap", "preview"
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        output = dict(data)
-        for key in self.key_iterator(output):
-            heatmap, path = output[key].numpy()[0].clip(0, 1), Path(output[key].meta["filename_or_obj"])
-            volume_ml = float(heatmap.sum(dtype=np.float64) * voxel_volume_mm3(output[key].affine.numpy()) / 1000)
-            report = _heading(output) | _rounded({"volume_ml": {"mean": volume_ml}})
-            report |= _provenance(output, self.inferer, self.weights)
-            files = {
-                "probseg.nii.gz": nifti_bytes(heatmap, path, DESCRIPTION),
-                "probseg.json": json_bytes(report),
-            }
-            prefix = case_prefix(output)
-            files = {f"{prefix}_desc-preview_{suffix}": content for suffix, content in files.items()}
-            output["files"] = write_case(self.output_dir, output["case"], files)
-        return output
+    def make(self, data: Mapping[Hashable, Any], native: MetaTensor) -> tuple[dict[str, Any], dict[str, bytes]]:
+        heatmap, path = native.numpy()[0].clip(0, 1), Path(native.meta["filename_or_obj"])
+        volume_ml = float(heatmap.sum(dtype=np.float64) * voxel_volume_mm3(native.affine.numpy()) / 1000)
+        report = _heading(data) | _rounded({"volume_ml": {"mean": volume_ml}})
+        report |= _provenance(data, self.inferer, self.weights)
+        return report, {"probseg.nii.gz": nifti_bytes(heatmap, path, DESCRIPTION), "probseg.json": json_bytes(report)}
 
 
 def case_prefix(data: Mapping[Hashable, Any]) -> str:

@@ -188,14 +188,14 @@ def test_restoring_survives_a_data_loader(patient):
 
 def test_compact_cases_expand_to_the_same_tensors(patient):
     patient.path("gd_w000").unlink()
-    loaded = load(patient, with_outcome=True, arm=4)
+    loaded = load(patient, with_outcome=True, arm="dimethyl_fumarate")
     compact = CompactCased()(loaded)
     assert {key: value.dtype for key, value in compact.items()} == {"flair": torch.float16, "masks": torch.int8}
     assert not any(hasattr(value, "affine") for value in compact.values())
     expanded = expand_case(compact, 4)
     for key in ("image", "target"):
         torch.testing.assert_close(expanded[key], loaded[key].as_tensor(), atol=5e-4, rtol=0)
-    without = load(patient, arm=4)
+    without = load(patient, arm="dimethyl_fumarate")
     assert set(expand_case(CompactCased()(without), 4)) == {"image"}
 
 

@@ -1,7 +1,9 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
+from conftest import tiny_network
 from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 
 from bundle.networks.local_path import LocalPath, logsnr_to_timestep
@@ -18,23 +20,7 @@ PAPER = dict(
     local_channels=0,
     with_loads=False,
 )
-
-
-def tiny(**changes):
-    torch.manual_seed(0)
-    arguments = dict(
-        num_slices=3,
-        channels=(8, 16),
-        attention_levels=(False, True),
-        num_res_blocks=1,
-        num_head_channels=8,
-        norm_num_groups=4,
-        patch_size=1,
-        conditioning_channels=8,
-        local_channels=0,
-        with_loads=False,
-    )
-    return ForecastNetwork(**arguments | changes)
+tiny = partial(tiny_network, patch_size=1, local_channels=0, with_loads=False)
 
 
 def one_tensor(batch=2, side=16, logsnr=0.0, arm=3.0):

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.image import imread
 
 from bundle.lesions import Volume
-from bundle.outputs.page import forecast_page, percent
+from bundle.outputs.page import forecast_page
 
 SHAPE = (30, 40, 15)
 INPUTS = {
@@ -151,18 +151,6 @@ def test_voxels_are_drawn_at_their_true_shape(width_mm, aspect):
     heatmap = spot(slice(10, 18), slice(15, 23), 7)
     rows, columns = changed(page(heatmap, affine=affine), page(affine=affine)).T
     assert np.ptp(columns) / np.ptp(rows) == pytest.approx(aspect, abs=0.03)
-
-
-def test_per_cents_never_claim_a_certainty_that_is_not():
-    assert [percent(share) for share in (0, 0.004, 0.01, 0.256, 0.99, 0.996, 1)] == [
-        "0 %",
-        "< 1 %",
-        "1 %",
-        "26 %",
-        "99 %",
-        "> 99 %",
-        "100 %",
-    ]
 
 
 def test_warnings_are_an_amber_band_and_differences_a_line_of_text():

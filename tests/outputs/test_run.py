@@ -19,7 +19,7 @@ from scipy.spatial import KDTree
 
 from bundle.arms import ARMS, CLASSES
 from bundle.data.bids import find_case
-from bundle.errors import input_error
+from bundle.errors import InputError, input_error
 from bundle.forecasters.ensemble import SamplingSettings
 from bundle.outputs import writers
 from bundle.outputs.run import forecast_items
@@ -174,9 +174,16 @@ def test_a_case_is_a_label_a_folder_or_a_file(configure, patient, tmp_path, monk
     elsewhere = {"dataset_dir": str(tmp_path)}
     assert read_cases(configure(case=f"{patient.id}/", **elsewhere)) == itself
     assert read_cases(configure(case=str(patient.volumes["flair_w048"]), **elsewhere)) == itself
-    assert read_cases(configure(case=str(patient.dataset_dir / patient.id), **elsewhere, arm=3)) == [
+    assert read_cases(configure(case=str(patient.dataset_dir / patient.id), **elsewhere, arm="interferon_beta_1a")) == [
         (patient.id, "interferon_beta_1a")
     ]
+
+
+@pytest.mark.parametrize("arm", [3, 0, True, 2.0, "", "3", ["avonex"], {"avonex": 1}])
+def test_an_arm_that_is_no_name_is_refused(trial, arm):
+    """The command line makes a number of --arm 3, which is no class index: trials number their arms in other ways."""
+    with pytest.raises(InputError, match="unknown treatment arm .*; use one of placebo, .*, or 'all' to compare"):
+        forecast_items(trial, arm=arm)
 
 
 def test_a_datalist_names_the_patients_and_their_arms(trial, tmp_path):
@@ -190,7 +197,7 @@ def test_a_datalist_names_the_patients_and_their_arms(trial, tmp_path):
     held_out = forecast_items(trial, datalist=path, split="test")
     assert [item["arm"] for item in held_out] == ["unknown", *(item["arm"] for item in listed["test"][1:])]
     assert [item["image"] for item in held_out] == [item["image"] for item in forecast_items(trial, split="test")]
-    assert {item["arm"] for item in forecast_items(trial, arm="avonex", split="test")} == {2}
+    assert {item["arm"] for item in forecast_items(trial, arm="avonex", split="test")} == {"avonex"}
 
 
 class Recall(Inferer):
@@ -278,7 +285,7 @@ def test_a_preview_names_whom_it_leaves_out(configure, tmp_path, capsys):
 
 def test_turned_axes_give_the_very_same_forecast(forecast, forecast_of_one, patient, tmp_path):
     place = placed_anew(patient, tmp_path / "data", in_lps)
-    folder = forecast(tmp_path / "out", case=str(place), arm=patient.arm)
+    folder = forecast(tmp_path / "out", case=str(place), arm=CLASSES[patient.arm])
     turned = nib.load(file_of(folder, patient.id, "probseg.nii.gz"))
     assert nib.aff2axcodes(turned.affine) == ("L", "P", "S")
     original = nib.load(file_of(forecast_of_one, patient.id, "probseg.nii.gz"))

@@ -178,12 +178,14 @@ def test_careless_readers_change_the_masks_but_not_the_truth():
 
 def test_further_futures_are_draws_like_the_outcome_and_change_nothing_else():
     """Their counts have the mean of the sidecar, and their lesions lie where the outcome's may: outside old ones."""
-    index = next(i for i in range(99) if 4 < patient_history(5, i).expected(assigned_arm(5, i), 1, PRESETS["trial"]) < 9)
+    index = next(
+        i for i in range(99) if 4 < patient_history(5, i).expected(assigned_arm(5, i), 1, PRESETS["trial"]) < 9
+    )
     patient, plain = simulate_patient(5, index, futures=20), simulate_patient(5, index)
     assert patient.truth == plain.truth and not plain.futures
     assert all(np.array_equal(patient.flair[visit], plain.flair[visit]) for visit in patient.flair)
     mean = patient.truth["arms"][ARMS[patient.arm]]["expected_net2_w096"]
-    counts = [label(future, np.ones((3, 3, 3)))[1] for future in patient.futures]
+    counts = [ndimage.label(future, NEIGHBOURS_26)[1] for future in patient.futures]
     assert abs(np.mean(counts) - mean) < 3.5 * np.sqrt(mean / 20)
     assert not any((future & (patient.status["w048"] > 0)).any() for future in patient.futures)
     assert len({future.tobytes() for future in patient.futures}) == 20

@@ -5,31 +5,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import tiny_network
 from torch.utils.data import Dataset
 
 from bundle.data.grid import SlabGrid
 from bundle.diffusion.losses import DenoisingLoss, MinSNR
 from bundle.diffusion.predictions import BinaryPrediction
 from bundle.diffusion.schedules import Cosine
-from bundle.networks.slab_unet import ForecastNetwork
 from bundle.training.recipe import Recipe
 from bundle.training.stage import Stage
 
 LOSS = DenoisingLoss(Cosine(), MinSNR(), foreground_weight=1.0, contrast_weights=(1.0, 1.0))
-
-
-def tiny(**changes):
-    arguments = dict(
-        num_slices=3,
-        channels=(8, 16),
-        attention_levels=(False, True),
-        num_res_blocks=1,
-        num_head_channels=8,
-        norm_num_groups=4,
-        conditioning_channels=8,
-        local_channels=8,
-    )
-    return ForecastNetwork(**arguments | changes)
 
 
 class Noise(Dataset):
@@ -38,6 +24,7 @@ class Noise(Dataset):
     def __init__(self, patients=5):
         self.data = [{"case": f"sub-{index}"} for index in range(patients)]
         self.load = SimpleNamespace(grid=SlabGrid((8, 8, 3), (16, 16, 3)), drop_visits=())
+        self.mean_outcome = False
 
     def __len__(self):
         return len(self.data)
@@ -56,8 +43,9 @@ def stage_in():
     def make(output_dir, network=None, patients=5, num_epochs=3, **settings):
         settings = dict(batch_size=2, epoch_length=2, num_warmup=0, amp=False) | settings
         recipe = Recipe(LOSS, BinaryPrediction(), **settings)
+        network = tiny_network() if network is None else network
         torch.manual_seed(0)
-        return Stage("stage", recipe, tiny() if network is None else network, Noise(patients), num_epochs, output_dir)
+        return Stage("stage", recipe, network, Noise(patients), num_epochs, output_dir)
 
     return make
 

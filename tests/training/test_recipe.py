@@ -3,11 +3,12 @@
 import math
 
 import pytest
+from conftest import bundle_config
 
 from bundle.diffusion.losses import DenoisingLoss, MinSNR
 from bundle.diffusion.predictions import BinaryPrediction, ContrastwisePrediction, PreconditionedPrediction
 from bundle.diffusion.schedules import Cosine, InterpolatedCosine
-from bundle.errors import InputError
+from bundle.errors import InputError, input_error
 from bundle.training.recipe import ADJUSTABLE, Recipe, compare_settings, flat_settings
 from bundle.training.stage import fix_seed
 
@@ -47,6 +48,16 @@ def test_epochs_and_seed_are_checked_where_they_are_used(make_stage):
         make_stage(num_epochs=0)
     with pytest.raises(InputError, match="seed=1.5 is not a whole number"):
         fix_seed(1.5)
+
+
+@pytest.mark.parametrize("value", [0, -1, "a", 1.5])
+def test_the_interval_of_validation_is_checked_before_training(value):
+    config = bundle_config("train.json", val_interval=value)
+    (number,) = (number for number, step in enumerate(config["initialize"]) if step["_target_"].endswith("check_count"))
+    with pytest.raises(Exception) as caught:
+        config.get_parsed_content(f"initialize#{number}")
+    expected = f"val_interval={value!r} is not a whole number of at least 1; correct --val_interval"
+    assert str(input_error(caught.value)) == expected
 
 
 def test_an_output_dir_that_is_a_file_is_refused(stage_in, tmp_path):

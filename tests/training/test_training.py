@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import tiny_network
 from torch import nn
 
 from bundle.arms import NULL_ARM
@@ -11,13 +12,10 @@ from bundle.diffusion.predictions import BinaryPrediction
 from bundle.diffusion.schedules import Cosine
 from bundle.diffusion.slabs import SlabDenoiser
 from bundle.errors import InputError
-from bundle.networks.slab_unet import ForecastNetwork
 from bundle.networks.weights import export_weights, load_weights, save_atomically
 from bundle.seeding import Streams
 from bundle.training.stage import parameter_groups, warmup_cosine
 from bundle.training.step import Augmentation, TrainStep, moving_average
-
-TRAINING = {"epoch_length": 2, "pretraining_epochs": 2, "finetuning_epochs": 3, "batch_size": 4, "amp": False}
 
 
 @pytest.fixture
@@ -62,27 +60,12 @@ def test_moving_average_warms_up_then_holds_its_decay():
     torch.testing.assert_close(average.module.weight.item(), expected)
 
 
-def tiny(**changes):
-    arguments = dict(
-        num_slices=3,
-        channels=(8, 16),
-        attention_levels=(False, True),
-        num_res_blocks=1,
-        num_head_channels=8,
-        norm_num_groups=4,
-        conditioning_channels=8,
-        local_channels=8,
-    )
-    return ForecastNetwork(**arguments | changes)
-
-
 @pytest.mark.parametrize("micro_batch_size", [1, 3, 4])
 def test_gradients_accumulated_over_passes_are_those_of_the_whole_batch(micro_batch_size):
     """The same loss, gradient and update, with no more samples in the network than asked for."""
 
     def step(size):
-        torch.manual_seed(0)
-        network = tiny()
+        network = tiny_network()
         optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
         passes = []
         network.register_forward_pre_hook(lambda module, inputs: passes.append(len(inputs[0])))
@@ -105,7 +88,7 @@ def test_gradients_accumulated_over_passes_are_those_of_the_whole_batch(micro_ba
 
 
 def test_the_local_path_has_its_own_learning_rate_and_frozen_parts_none():
-    network = tiny(with_control=False)
+    network = tiny_network(with_control=False)
     rest, local = parameter_groups(network, 0.5)
     assert local["lr"] == 0.5 and "lr" not in rest
     assert {id(p) for p in local["params"]} == {id(p) for p in network.local.parameters()}
