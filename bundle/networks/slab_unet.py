@@ -138,7 +138,9 @@ class ForecastNetwork(nn.Module):
         return PriorAlone(copy.deepcopy(self.prior).requires_grad_(True), self.num_slices)
 
     def start_control_from_unet(self) -> None:
-        """Give the ControlNet a copy of the UNet's encoder and class embedding (Zhang et al. 2023, section 3.1)."""
+        """Give the ControlNet, if there is one, a copy of the UNet's encoder (Zhang et al. 2023, section 3.1)."""
+        if self.controlnet is None:
+            return
         own = self.controlnet.state_dict()
         self.controlnet.load_state_dict(own | {k: v for k, v in self.unet.state_dict().items() if k in own})
 

@@ -9,6 +9,7 @@ from typing import Any
 from ignite.engine import Engine, Events
 
 from bundle.errors import InputError
+from bundle.networks.slab_unet import ForecastNetwork
 from bundle.networks.weights import all_finite, bare, export_weights, read_state, same_architecture, save_atomically
 from bundle.runtime import is_follower
 from bundle.training.recipe import compare_settings
@@ -103,7 +104,7 @@ class Checkpoints:
         for network in (bare(self.stage.network), self.stage.average.module):
             with same_architecture(path):
                 network.load_state_dict(network.state_dict() | trained)
-            if not any(name.startswith("controlnet.") for name in trained):
+            if isinstance(network, ForecastNetwork) and not any(name.startswith("controlnet.") for name in trained):
                 network.start_control_from_unet()
 
     def save(self, engine: Engine) -> None:

@@ -82,6 +82,20 @@ def test_a_frozen_unet_is_that_of_stage_1_to_the_end(unbroken, trial, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_prior_is_trained_first_and_handed_on_unchanged(unbroken, trial, tmp_path):
+    epochs = {"prior_epochs": 1, "pretraining_epochs": 1, "finetuning_epochs": 1}
+    paths = {"dataset_dir": trial, "output_dir": tmp_path, "cache_dir": unbroken / "cache"}
+    finish(start_bundle("training", "['configs/train.json','configs/prior.json']", **TINY | TRAINING | epochs | paths))
+    prior = saved(tmp_path, "prior_last.pt")
+    stage1, stage2 = (saved(tmp_path, f"{stage}_last.pt")["network"] for stage in ("stage1", "stage2"))
+    trained = {name.removeprefix("module."): value for name, value in prior["average"].items() if "prior." in name}
+    assert len(trained) > 30 and trained["prior.population"].std() > 0
+    for name, value in trained.items():
+        assert torch.equal(stage1[name], value) and torch.equal(stage2[name], value), name
+    assert any(value.any() for name, value in prior["network"].items() if name.endswith("last.weight"))
+
+
+@pytest.mark.slow
 def test_two_processes_of_two_passes_a_step_train_the_weights_of_one(unbroken, trial, tmp_path):
     settings = TINY | TRAINING | {"dataset_dir": trial, "output_dir": tmp_path, "cache_dir": unbroken / "cache"}
     launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m")
