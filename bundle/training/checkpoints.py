@@ -1,7 +1,7 @@
 """Checkpoints from which training resumes exactly."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,16 @@ class Checkpoints:
         stage: what is saved.
         evaluator: its key metric says which weights are best (higher is better). By default the last ones are.
         start_from: weights to begin a stage with that has no checkpoint yet: the averaged ones of a `_last.pt`, or
-            weights alone (`_best.pt`, the shipped ones), of stage 1 or of another model's stage 2.
+            weights alone (`_best.pt`, the shipped ones), of an earlier stage or of another model's stage 2. Of several
+            files each adds to those before it.
     """
 
-    def __init__(self, stage: Stage, evaluator: Engine | None = None, start_from: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        evaluator: Engine | None = None,
+        start_from: str | Path | Sequence[str | Path] | None = None,
+    ) -> None:
         self.stage, self.evaluator, self.start_from = stage, evaluator, start_from
         self.last, self.best = (stage.output_dir / f"{stage.name}_{which}.pt" for which in ("last", "best"))
         self.best_score = -float("inf")
@@ -51,7 +57,8 @@ class Checkpoints:
             engine.state.iteration, engine.state.epoch = saved["iteration"], saved["epoch"]
             self.best_score = saved["best_score"]
         elif self.start_from is not None:
-            self.take_weights(self.start_from)
+            files = [self.start_from] if isinstance(self.start_from, str | Path) else self.start_from
+            self.take_weights(*files)
         engine.state.dataloader.batch_sampler.start = engine.state.iteration
 
     def _read(self, engine: Engine) -> dict[str, Any]:
@@ -83,26 +90,17 @@ class Checkpoints:
             print(f"{self.stage.name}: resumed after epoch {epoch} of {engine.state.max_epochs}{done}{changes}")
         return saved
 
-    def take_weights(self, path: str | Path) -> None:
+    def take_weights(self, *paths: str | Path) -> None:
         """Takes all weights that an earlier stage has trained; a ControlNet that it did not have starts from its UNet.
 
         Raises:
             InputError: there are none, or they do not fit.
         """
-        if not Path(path).exists():
-            raise InputError("no weights to start from", "run pretraining first, or set --start_from", file=path)
-        trained = read_state(path)
-        if isinstance(trained.get("average"), Mapping):  # a `_last.pt`; else weights alone
-            prefix = "module."
-            trained = {
-                name.removeprefix(prefix): value
-                for name, value in trained["average"].items()
-                if name.startswith(prefix)
-            }
-        if not all_finite(trained):
-            raise InputError("weights that are not finite", "start from others", file=path)
+        trained: dict[str, Any] = {}
+        for path in paths:
+            trained |= trained_weights(path)
         for network in (bare(self.stage.network), self.stage.average.module):
-            with same_architecture(path):
+            with same_architecture(paths[-1]):
                 network.load_state_dict(network.state_dict() | trained)
             if isinstance(network, ForecastNetwork) and not any(name.startswith("controlnet.") for name in trained):
                 network.start_control_from_unet()
@@ -137,3 +135,21 @@ class Checkpoints:
             return {}, -math.inf
         metrics = self.evaluator.state.metrics
         return metrics, float(metrics[self.evaluator.state.key_metric_name])
+
+
+def trained_weights(path: str | Path) -> dict[str, Any]:
+    """Weights by name: the averaged ones of a `_last.pt`, or those of a file of weights alone.
+
+    Raises:
+        InputError: there are none, or they are not finite.
+    """
+    if not Path(path).exists():
+        raise InputError("no weights to start from", "run the stage before, or set --start_from", file=path)
+    state = read_state(path)
+    if isinstance(state.get("average"), Mapping):
+        prefix = "module."
+        averaged = state["average"].items()
+        state = {name.removeprefix(prefix): value for name, value in averaged if name.startswith(prefix)}
+    if not all_finite(state):
+        raise InputError("weights that are not finite", "start from others", file=path)
+    return state

@@ -166,6 +166,16 @@ def test_a_stage_takes_all_that_an_earlier_one_has_trained(with_control, alone, 
             assert torch.equal(taken["controlnet.conv_in.conv.weight"], earlier.unet.conv_in.conv.weight)
 
 
+def test_a_stage_takes_the_weights_of_several_files(make_stage, tmp_path):
+    stage = make_stage()
+    local = {name: torch.ones_like(v) for name, v in stage.network.state_dict().items() if name.startswith("local.")}
+    save_atomically({name: torch.zeros_like(v) for name, v in stage.network.state_dict().items()}, tmp_path / "all.pt")
+    save_atomically(local, tmp_path / "local.pt")
+    Checkpoints(stage).take_weights(tmp_path / "all.pt", tmp_path / "local.pt")
+    taken = stage.network.state_dict()
+    assert len(local) > 5 and all((value == (name in local)).all() for name, value in taken.items())
+
+
 @pytest.mark.parametrize(
     "content",
     [None, b"", b"text", {"a": torch.zeros(1)}, {"unet.time_embed.0.bias": torch.full((32,), torch.nan)}],
