@@ -15,6 +15,8 @@ from contextlib import contextmanager
 import torch
 from torch import distributed
 
+from bundle.errors import InputError
+
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of glibc
 _ENGINE_STATE = re.compile(r"(Engine|Current) run |(Epoch|Run)\[\d+\] Complete\.")
 
@@ -91,6 +93,18 @@ def pick_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device("cpu")
+
+
+def check_device(device: torch.device | str) -> None:
+    """Refuses a device that this machine does not have; configs call this in `initialize`.
+
+    Raises:
+        InputError: torch cannot use it.
+    """
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:  # a torch without CUDA asserts that it is there
+        raise InputError(f"device={device} cannot be used", "correct --device, e.g. cpu, cuda or cuda:1") from error
 
 
 def has_fast_bf16(device: torch.device | str) -> bool:

@@ -31,6 +31,8 @@ TINY = {
     "grid#shape": [20, 24, 15],
 }
 PATIENTS, SEED = 12, 5
+# What takes more than a few seconds: an evaluation, a training, a batch of bad cases, simulated patients.
+SLOW_FIXTURES = {"evaluated", "unbroken", "ward", "small_trial", "simulated_patients"}
 
 
 def pytest_configure(config):
@@ -38,12 +40,14 @@ def pytest_configure(config):
         torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(config, items):
-    """Tests that kill a command twenty times take minutes: `make test-kill` runs them."""
-    if os.environ.get("KILL_TESTS") != "1":
-        for item in items:
-            if item.get_closest_marker("kill"):
-                item.add_marker(pytest.mark.skip(reason="kills a command twenty times: make test-kill"))
+    """Tests of a slow fixture are slow; those that kill a command twenty times are run by `make test-kill` alone."""
+    for item in items:
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("kill") and os.environ.get("KILL_TESTS") != "1":
+            item.add_marker(pytest.mark.skip(reason="kills a command twenty times: make test-kill"))
 
 
 @pytest.fixture(scope="session")

@@ -154,7 +154,6 @@ def lines_of(label, output):
     return [line for line in error_lines(output) if f"sub-{label}: " in line]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("label", SPOILT)
 def test_an_unusable_file_is_reported_with_case_and_fix(ward, label):
     data, _, _, output = ward
@@ -163,7 +162,6 @@ def test_an_unusable_file_is_reported_with_case_and_fix(ward, label):
     assert lines_of(label, output) == [f"error: sub-{label}: {file}: {problem}"]
 
 
-@pytest.mark.slow
 def test_the_sound_patients_of_the_batch_are_forecast_and_no_others(ward):
     _, out, code, output = ward
     assert code == 1 and "Traceback" not in output, output[-3000:]
@@ -176,7 +174,6 @@ def test_the_sound_patients_of_the_batch_are_forecast_and_no_others(ward):
         assert all(path.name.startswith(f"{case}_desc-net2_") for path in (out / case).iterdir())
 
 
-@pytest.mark.slow
 def test_the_visits_of_two_patients_are_refused(ward):
     """On the default grid; the test's cells of 8 mm see too little of a brain, and the patient carries a warning."""
     data, _, _, output = ward
@@ -185,20 +182,17 @@ def test_the_visits_of_two_patients_are_refused(ward):
         LoadCased()({"image": str(data / "sub-Other"), "arm": "unknown"})
 
 
-@pytest.mark.slow
 def test_patients_without_a_treatment_are_a_warning(ward):
     warnings = [line for line in ward[3].splitlines() if line.startswith("warning: ")]
     assert any("not in participants.tsv: sub-AllLesion, sub-Blocked, sub-Constant" in line for line in warnings)
 
 
-@pytest.mark.slow
 def test_a_wrong_arm_in_participants_concerns_that_patient_alone(ward):
     data, _, _, output = ward
     (line,) = lines_of("Aspirin", output)
     assert line.startswith(f"error: sub-Aspirin: {data / 'participants.tsv'}: unknown treatment arm 'aspirin'; use")
 
 
-@pytest.mark.slow
 def test_a_folder_of_a_case_that_cannot_be_written_is_reported(ward):
     _, out, _, output = ward
     (line,) = lines_of("Blocked", output)
@@ -254,6 +248,8 @@ def message(trial, tiny_weights, tmp_path, monkeypatch, capsys):
             {"guidance_interval": [2, -1]},
             r"guidance_interval=\[2, -1\] is not two rising log-SNRs; correct --guidance_interval",
         ),
+        ({"amp": "maybe"}, "amp=maybe is neither True nor False; correct --amp"),
+        ({"foreground_weight": 0}, "foreground_weight=0 is not a number above 0; correct --foreground_weight"),
         ({"reuse_within": -1}, "reuse_within=-1 is not a number of at least 0; correct --reuse_within"),
     ],
 )

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bundle.runtime import quiet_libraries
+from bundle.errors import InputError
+from bundle.runtime import check_device, quiet_libraries
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = """
@@ -104,6 +105,13 @@ def test_workers_end_when_their_parent_is_killed(program, argument, tmp_path):
     while any(map(runs, workers)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", 7.5])
+def test_a_device_that_is_not_there_is_refused(device):
+    with pytest.raises(InputError, match=f"device={device} cannot be used; correct --device"):
+        check_device(device)
+    check_device("cpu")
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ import numpy as np
 from nibabel.affines import apply_affine, voxel_sizes
 from scipy import ndimage
 
+from bundle.errors import InputError
+
 _INTEGER = 1e-5  # an index this near an integer is one: affines come from float32 headers
 _UNTILTED = 0.05  # voxels; a tilt that adds less to a cell's extent needs no more points
 _MAX_POINTS = 2**27  # of a slab: half a gigabyte as float32
@@ -26,9 +28,13 @@ class SlabGrid:
 
     def __post_init__(self) -> None:
         for name, kind in (("spacing_mm", float), ("shape", int)):  # JSON brings lists
-            values = tuple(kind(value) for value in getattr(self, name))
-            if len(values) != 3 or min(values) <= 0:
-                raise ValueError(f"{name} must be three positive numbers, not {values}")
+            given = getattr(self, name)
+            try:
+                values = tuple(kind(value) for value in given)
+            except (TypeError, ValueError):  # no sequence, or not of numbers
+                values = ()
+            if len(values) != 3 or not all(0 < value < np.inf for value in values):
+                raise InputError(f"{name}={given!r} is not three positive numbers", f"correct --grid#{name}")
             object.__setattr__(self, name, values)
 
     @property

@@ -108,9 +108,9 @@ def _read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
 
     Quotes are characters like any other, as BIDS has it: read as quotes, one that stays open swallows the next rows.
     """
+    if path.is_dir():
+        raise InputError("is a folder", "put a tab-separated table in its place", file=path)
     try:
-        if path.is_dir():
-            raise InputError("is a folder", "put a tab-separated table in its place", file=path)
         if not path.exists():
             return []
         with path.open(newline="", encoding="utf-8-sig") as file:

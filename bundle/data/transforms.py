@@ -290,7 +290,8 @@ def _check_required(case: Case, names: Iterable[str]) -> None:
             problem = f"no session {session}, only {', '.join(existing)}"
             raise InputError(problem, "add it, or map the names with --visits", case=case.id, file=case.dataset_dir)
         missing = "FLAIR" if kind == "flair" else "outcome mask"
-        raise InputError(f"no {missing} of {visit}", "put it there", case=case.id, file=case.expected_path(name))
+        fix = "; ".join(["put it there", *ignored_files(case)])  # may be there under another name
+        raise InputError(f"no {missing} of {visit}", fix, case=case.id, file=case.expected_path(name))
 
 
 def _brain(case: Case, flairs: Mapping[str, Volume]) -> tuple[Volume, str]:

@@ -130,7 +130,7 @@ def _checked_affine(image: SpatialImage, path: Path, case: str) -> np.ndarray:
         raise InputError("its affine cannot be inverted", fix, case=case, file=path)
     sizes = voxel_sizes(affine)
     if sizes.min() < _SPACING_MM[0] or sizes.max() > _SPACING_MM[1]:
-        measured = " x ".join(f"{size:.3g}" for size in sizes)
+        measured = " x ".join(f"{size:.4g}" for size in sizes)
         raise InputError(f"voxels of {measured} mm are no brain scan's", fix, case=case, file=path)
     if abs(np.linalg.det(affine[:3, :3])) < _LEAST_VOLUME * sizes.prod():
         raise InputError("the axes of its affine are nearly parallel", fix, case=case, file=path)

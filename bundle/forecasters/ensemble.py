@@ -74,6 +74,11 @@ class SamplingSettings:
             value = getattr(self, name)
             if not isinstance(value, Real) or not math.isfinite(value):
                 raise InputError(f"{name}={value} is not a number", f"correct --{name}")
+        weight = self.foreground_weight
+        if not isinstance(weight, Real) or not 0 < weight < math.inf:
+            raise InputError(f"foreground_weight={weight} is not a number above 0", "correct --foreground_weight")
+        if not isinstance(self.amp, bool):
+            raise InputError(f"amp={self.amp} is neither True nor False", "correct --amp")
         interval = self.guidance_interval
         if interval is not None and not is_interval(interval):
             raise InputError(f"guidance_interval={interval} is not two rising log-SNRs", "correct --guidance_interval")

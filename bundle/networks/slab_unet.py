@@ -12,10 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+<<<<<<< HEAD
 from bundle.arms import CLASSES
 from bundle.diffusion.schedules import alpha_sigma, expand_to
 from bundle.errors import InputError
 from bundle.networks.loads import ArmAndLoads, lesion_loads
+=======
+from bundle.arms import CLASSES, NULL_ARM
+from bundle.errors import InputError
+>>>>>>> polish
 from bundle.networks.local_path import LocalPath, logsnr_to_timestep
 from bundle.networks.prior import PriorAlone, PriorNetwork, known_arm
 
@@ -94,7 +99,10 @@ class ForecastNetwork(nn.Module):
             num_class_embeds=len(CLASSES),
             use_flash_attention=True,
         )
-        self.unet = DiffusionModelUNet(out_channels=self.outcome_channels * patch_size**2, **shared)
+        try:
+            self.unet = DiffusionModelUNet(out_channels=self.outcome_channels * patch_size**2, **shared)
+        except ValueError as error:
+            raise InputError(f"no such network: {error}", "correct its settings, --network_def#...") from error
         if with_loads:
             self.unet.class_embedding = ArmAndLoads(image_contrasts, self.unet.class_embedding)
         self.prior = None

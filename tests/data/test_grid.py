@@ -5,6 +5,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from bundle.data.grid import SlabGrid, read_linearly, slab_centre, to_slab
+from bundle.errors import InputError
 
 GRID = SlabGrid((2, 2, 3), (6, 8, 5))
 AFFINE = GRID.affine(np.array([3.0, -4.0, 10.0]))
@@ -37,9 +38,13 @@ def test_the_slab_is_centred_and_takes_lists_of_a_config():
     np.testing.assert_allclose(corners[:3, 1] - corners[:3, 0], [12, 16, 15])
 
 
-@pytest.mark.parametrize("wrong", [{"spacing_mm": (0, 2, 3)}, {"shape": (1, 2)}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"spacing_mm": (0, 2, 3)}, {"spacing_mm": 2}, {"spacing_mm": (1, 2, np.inf)}, {"shape": (1, 2)}, {"shape": "abc"}],
+)
 def test_a_slab_has_three_positive_sizes(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
+    (name,) = wrong
+    with pytest.raises(InputError, match=f"^{name}=.* is not three positive numbers; correct --grid#{name}$"):
         SlabGrid(**wrong)
 
 

@@ -174,7 +174,7 @@ def test_the_outcome_must_be_aligned_too(textured):
 @pytest.mark.parametrize(
     ("factor", "message"),
     [
-        (1000, "voxels of 3e[+]03 x 3e[+]03 x 3e[+]03 mm are no brain scan's; correct the qform or sform"),
+        (1000, "voxels of 3000 x 3000 x 3000 mm are no brain scan's; correct the qform or sform"),
         (10, "voxels of 30 x 30 x 30 mm are no brain scan's"),
         (5, "a field of view of 720 x 840 x 225 mm is no head's; correct the voxel sizes"),
         (1.6, "a brain of [0-9]+ (ml|cm2 in cross-section) .*; correct the brain mask or the voxel sizes"),

@@ -204,6 +204,15 @@ def no_flair(patient):
     return patient.path("flair_w000"), "no FLAIR of w000; put it there"
 
 
+def misnamed_flair(patient):
+    path = patient.path("flair_w000")
+    path.rename(path.with_name("sub-0001_ses-w000_T2flair.nii.gz"))
+    ignored = (
+        "ignored sub-0001/ses-w000/anat/sub-0001_ses-w000_T2flair.nii.gz: names are sub-0001_<session>_ and one of"
+    )
+    return path, f"no FLAIR of w000; put it there; {ignored}"
+
+
 def no_outcome(patient):
     patient.path("flair_w096").unlink()
     return patient.path("flair_w096"), "no FLAIR of w096; put it there"
@@ -251,7 +260,18 @@ def elsewhere(patient):
 
 
 @pytest.mark.parametrize(
-    "spoil", [no_flair, no_outcome, no_outcome_mask, other_affine, other_shape, empty_brain, no_brain_found, elsewhere]
+    "spoil",
+    [
+        no_flair,
+        misnamed_flair,
+        no_outcome,
+        no_outcome_mask,
+        other_affine,
+        other_shape,
+        empty_brain,
+        no_brain_found,
+        elsewhere,
+    ],
 )
 def test_an_unusable_patient_is_one_line(patient, spoil):
     path, problem = spoil(patient)

@@ -248,7 +248,8 @@ def test_a_replaced_scan_is_scored_again_and_no_other(config, evaluated):
         ({"calibration_split": "magic"}, "no datalist with 'magic' in it"),
     ],
 )
-def test_arguments_out_of_range_are_one_line_before_any_work(config, overrides, message):
+def test_arguments_out_of_range_are_one_line_before_any_work(configure, tmp_path, overrides, message):
+    config = configure(tmp_path)
     arguments = {name: config[name] for name in ("calibration_split", "compared_patients", "figure_members", "case")}
     evaluation, comparison = (config.get_parsed_content(name) for name in ("evaluation", "comparison"))
     with pytest.raises(InputError, match=re.escape(message)):
@@ -304,7 +305,6 @@ def command_line(tmp_path, trial, tiny_weights, weights_w000, output_dir):
     } | paths
 
 
-@pytest.mark.slow
 def test_two_processes_find_what_one_does(evaluated, trial, tiny_weights, weights_w000, tmp_path):
     files, settings = command_line(tmp_path, trial, tiny_weights, weights_w000, tmp_path / "two")
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -18,10 +19,13 @@ READ = CaseReader(SlabGrid((2, 2, 3), (96, 112, 15)), LesionRule())  # holds the
 
 @pytest.fixture(scope="module")
 def observed(trial):
-    """The patient of the trial with most lesions to come."""
-    return max(
-        (READ(item) for item in load_split(trial, "training")), key=lambda observed: observed.record.outcome.count
-    )
+    """The patient of the training split with most lesions to come."""
+
+    def lesions_to_come(item):
+        truth = json.loads((trial / f"derivatives/truth/{item['case']}/{item['case']}_truth.json").read_text())
+        return len(truth["arms"][truth["arm"]]["net2_w096"])
+
+    return READ(max(load_split(trial, "training"), key=lesions_to_come))
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import torch
 from conftest import tiny_network
 from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 
+from bundle.errors import InputError
 from bundle.networks.local_path import LocalPath, logsnr_to_timestep
 from bundle.networks.slab_unet import ForecastNetwork
 from scripts.training_speed import PeakMemory
@@ -21,6 +22,11 @@ PAPER = dict(
     with_loads=False,
 )
 tiny = partial(tiny_network, patch_size=1, local_channels=0, with_loads=False)
+
+
+def test_channels_that_make_no_network_are_refused():
+    with pytest.raises(InputError, match="^no such network: .*; correct its settings, --network_def#...$"):
+        tiny(channels=(8,))
 
 
 def one_tensor(batch=2, side=16, logsnr=0.0, arm=3.0):

@@ -113,6 +113,7 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_batch(forecast, forecas
     assert contents(forecast(tmp_path, case=patient.id, member_batch=1)) == contents(forecast_of_one)
 
 
+@pytest.mark.slow
 def test_other_arms_and_guidance_give_other_maps_and_another_seed_does_not(
     forecast, forecast_of_one, patient, tmp_path
 ):
@@ -335,6 +336,7 @@ def test_the_command_forecasts_a_whole_data_set(trial, tiny_weights, tmp_path):
     assert not any(noise in output for noise in ("Engine run", "Complete. Time taken", "ignite."))
 
 
+@pytest.mark.slow
 def test_all_arms_are_forecast_and_compared_in_one_run(forecast, forecast_of_one, patient, tmp_path):
     folder = forecast(tmp_path, case=patient.id, arm="all") / patient.id
     entities = [arm_entity(arm) for arm in ARMS]
@@ -347,6 +349,7 @@ def test_all_arms_are_forecast_and_compared_in_one_run(forecast, forecast_of_one
     assert recorded.read_bytes() == file_of(forecast_of_one, patient.id, "probseg.nii.gz").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_bad_case_and_a_full_disk_never_stop_the_cases_after_them(configure, trial, tmp_path, capsys, monkeypatch):
     first, second, third = sorted(folder.name for folder in trial.glob("sub-*"))[:3]
     items = [{"image": str(trial / name)} for name in (first, "sub-none", second, third)]

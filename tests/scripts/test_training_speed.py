@@ -22,15 +22,17 @@ def test_memory_is_that_of_what_is_alive():
     assert memory.peak == 4000 + 2000 + 2000 and b.sum() == 1000
 
 
+@pytest.mark.slow
 def test_checkpointing_and_smaller_passes_need_less(tmp_path):
-    """At the paper's depth and a small width; with the UNet frozen, a step holds its weights and average alone."""
+    """Of the paper's network, made smaller; with the UNet frozen, a step holds its weights and average alone."""
     paper = json.loads((ROOT / "configs" / "paper.json").read_text())
-    narrow = {"channels": [16] * 6, "norm_num_groups": 8, "num_head_channels": 8, "conditioning_channels": 16}
+    narrow = {"channels": [16] * 3, "attention_levels": [False, False, True], "num_res_blocks": 2}
+    narrow |= {"norm_num_groups": 8, "num_head_channels": 8, "conditioning_channels": 16}
     overlay = tmp_path / "narrow.json"
     overlay.write_text(json.dumps({"network_def": paper["network_def"] | narrow, "grid": paper["grid"]}))
     settings = [("stage 1", 4, False), ("stage 1", 1, False), ("stage 1", 4, True), ("stage 2", 4, True)]
     whole, single, recomputed, frozen = (step_memory(*setting, overlay=str(overlay)) for setting in settings)
-    assert single < whole / 3 and recomputed < whole / 2
+    assert single < whole / 3 and recomputed < 0.6 * whole
     assert frozen > recomputed  # two nets hold what passes between their blocks
 
 

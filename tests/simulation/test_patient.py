@@ -17,7 +17,7 @@ SEED = 21
 
 
 @pytest.fixture(scope="module")
-def patients():
+def simulated_patients():
     """Three patients with lesions in both intervals and one smouldering, and one with none in either."""
 
     def active(index: int) -> bool:
@@ -36,23 +36,23 @@ def events(patient, visit: str) -> list[dict]:
     return patient.truth["arms"][ARMS[patient.arm]][f"net2_{visit}"]
 
 
-def test_lesions_add_up(patients):
-    for patient in patients.values():
+def test_lesions_add_up(simulated_patients):
+    for patient in simulated_patients.values():
         before, new, after = (patient.masks[k] for k in (("w000", "T2lesion"), ("w048", "NET2"), ("w048", "T2lesion")))
         np.testing.assert_array_equal(after, before | new)
         assert not (before & new).any()
         assert not (after & patient.masks["w096", "NET2"]).any()
 
 
-def test_all_lesions_lie_in_the_parenchyma(patients):
-    for patient in patients.values():
+def test_all_lesions_lie_in_the_parenchyma(simulated_patients):
+    for patient in simulated_patients.values():
         for mask in patient.masks.values():
             assert not (mask & ~patient.anatomy.parenchyma).any()
 
 
-def test_the_written_masks_are_the_potential_outcome_of_the_assigned_arm(patients):
+def test_the_written_masks_are_the_potential_outcome_of_the_assigned_arm(simulated_patients):
     """Components of the mask and events of the sidecar pair up one to one: centroids and volumes agree."""
-    for patient in patients.values():
+    for patient in simulated_patients.values():
         for visit in ("w048", "w096"):
             parts, count = ndimage.label(patient.masks[visit, "NET2"], NEIGHBOURS_26)
             listed = events(patient, visit)
@@ -69,8 +69,8 @@ def centroid_mm(mask: np.ndarray) -> np.ndarray:
     return AFFINE[:3, :3] @ np.argwhere(mask).mean(0) + AFFINE[:3, 3]
 
 
-def test_counts_in_the_sidecar_are_those_of_the_history(patients):
-    for index, patient in patients.items():
+def test_counts_in_the_sidecar_are_those_of_the_history(simulated_patients):
+    for index, patient in simulated_patients.items():
         history = patient_history(SEED, index)
         assert patient.truth["frailty"] == history.frailty
         assert patient.truth["num_gd_w000"] == len(history.gd)
@@ -83,8 +83,8 @@ def test_counts_in_the_sidecar_are_those_of_the_history(patients):
                 assert told[f"expected_net2_{visit}"] == history.expected(arm, interval, Protocol())
 
 
-def test_arms_share_the_lesions_of_the_first_interval(patients):
-    for patient in patients.values():
+def test_arms_share_the_lesions_of_the_first_interval(simulated_patients):
+    for patient in simulated_patients.values():
         lists = [
             [(e["centroid_mm"], e["volume_mm3"]) for e in arm["net2_w048"]] for arm in patient.truth["arms"].values()
         ]
@@ -92,8 +92,8 @@ def test_arms_share_the_lesions_of_the_first_interval(patients):
         assert all(one == longest[: len(one)] for one in lists)
 
 
-def test_gadolinium_marks_the_most_recent_lesions(patients):
-    for patient in patients.values():
+def test_gadolinium_marks_the_most_recent_lesions(simulated_patients):
+    for patient in simulated_patients.values():
         onset = patient.history.months[0] * WEEKS_PER_MONTH - Protocol().gd_weeks
         assert not (patient.masks["w000", "Gdlesion"] & ~patient.masks["w000", "T2lesion"]).any()
         assert ndimage.label(patient.masks["w000", "Gdlesion"], NEIGHBOURS_26)[1] == patient.truth["num_gd_w000"]
@@ -103,8 +103,8 @@ def test_gadolinium_marks_the_most_recent_lesions(patients):
         assert enhancing.sum() * 3 == sum(e["volume_mm3"] for e in recent)
 
 
-def test_events_that_enlarge_touch_an_old_lesion_and_new_ones_have_a_territory(patients):
-    for patient in patients.values():
+def test_events_that_enlarge_touch_an_old_lesion_and_new_ones_have_a_territory(simulated_patients):
+    for patient in simulated_patients.values():
         parts, _ = ndimage.label(patient.masks["w048", "NET2"], NEIGHBOURS_26)
         old = ndimage.binary_dilation(patient.masks["w000", "T2lesion"], NEIGHBOURS_26)
         listed = events(patient, "w048")
@@ -121,17 +121,17 @@ def in_units_of_white_matter(patient, visit: str) -> np.ndarray:
     return patient.flair[visit] / np.median(patient.flair[visit][white])
 
 
-def test_new_lesions_are_brighter_than_they_were(patients):
-    for patient in patients.values():
+def test_new_lesions_are_brighter_than_they_were(simulated_patients):
+    for patient in simulated_patients.values():
         new = patient.masks["w048", "NET2"]
         if new.sum() > 20:
             before, after = (np.median(in_units_of_white_matter(patient, v)[new]) for v in ("w000", "w048"))
             assert after > before + 0.15
 
 
-def test_smouldering_lesions_can_be_told_by_their_brightness(patients):
+def test_smouldering_lesions_can_be_told_by_their_brightness(simulated_patients):
     seen = 0
-    for patient in patients.values():
+    for patient in simulated_patients.values():
         signal = in_units_of_white_matter(patient, "w000")
         inner = ndimage.binary_erosion(
             patient.status["w000"] == SMOULDERING, ndimage.generate_binary_structure(3, 1) & (np.arange(3) == 1)
@@ -143,8 +143,8 @@ def test_smouldering_lesions_can_be_told_by_their_brightness(patients):
     assert seen
 
 
-def test_the_diffuse_signal_of_the_sidecar_is_in_the_image(patients):
-    for patient in patients.values():
+def test_the_diffuse_signal_of_the_sidecar_is_in_the_image(simulated_patients):
+    for patient in simulated_patients.values():
         white = (patient.anatomy.tissue[0] > 0.97) & (patient.status["w048"] == 0)
         near = ndimage.binary_dilation(patient.status["w048"] > 0, NEIGHBOURS_26, iterations=2)
         extent = diffuse_extent(patient.anatomy)
@@ -153,8 +153,8 @@ def test_the_diffuse_signal_of_the_sidecar_is_in_the_image(patients):
         assert measured == pytest.approx(patient.truth["diffuse"], abs=0.05)  # what the bias field leaves
 
 
-def test_ventricles_grow_from_visit_to_visit(patients):
-    for patient in patients.values():
+def test_ventricles_grow_from_visit_to_visit(simulated_patients):
+    for patient in simulated_patients.values():
         shell = (patient.anatomy.ventricle_mm > 0) & (patient.anatomy.ventricle_mm <= 1) & (patient.status["w048"] == 0)
         shell &= patient.anatomy.tissue[0] > 0.6
         first, last = (in_units_of_white_matter(patient, v)[shell].mean() for v in ("w000", "w096"))
@@ -176,6 +176,7 @@ def test_careless_readers_change_the_masks_but_not_the_truth():
     assert ndimage.label(patient.masks["w096", "NET2"], NEIGHBOURS_26)[1] == len(events(patient, "w096"))
 
 
+<<<<<<< HEAD
 def test_further_futures_are_draws_like_the_outcome_and_change_nothing_else():
     """Their counts have the mean of the sidecar, and their lesions lie where the outcome's may: outside old ones."""
     index = next(
@@ -193,6 +194,10 @@ def test_further_futures_are_draws_like_the_outcome_and_change_nothing_else():
 
 def test_a_patient_depends_on_seed_and_index_only(patients):
     index, patient = next(iter(patients.items()))
+=======
+def test_a_patient_depends_on_seed_and_index_only(simulated_patients):
+    index, patient = next(iter(simulated_patients.items()))
+>>>>>>> polish
     again = simulate_patient(SEED, index)
     assert again.truth == patient.truth
     for visit in patient.flair:

@@ -84,7 +84,6 @@ def test_what_is_not_known_is_not_available(tmp_path):
     assert row.split("\t")[2:] == ["n/a" if (v := getattr(seen, c)) is None else str(v) for c in COLUMNS]
 
 
-@pytest.mark.slow
 def test_the_same_call_gives_the_same_bytes_and_a_smaller_trial_is_a_prefix(small_trial, tmp_path):
     """Two workers against one, in two calls against one: only the list of participants is longer."""
     simulate_trial(tmp_path / "again", 1, seed=8, workers=1)
@@ -101,7 +100,6 @@ def test_patients_that_are_there_are_left_alone(small_trial):
     assert {file: file.stat().st_mtime_ns for file in small_trial.rglob("*.nii.gz")} == before
 
 
-@pytest.mark.slow
 def test_a_patient_that_was_only_half_moved_is_written_again(small_trial, tmp_path):
     simulate_trial(tmp_path / "half", 1, seed=8, workers=1)
     whole = contents(tmp_path / "half")
@@ -110,7 +108,6 @@ def test_a_patient_that_was_only_half_moved_is_written_again(small_trial, tmp_pa
     assert contents(tmp_path / "half") == whole
 
 
-@pytest.mark.slow
 def test_killed_at_any_time_it_goes_on_to_the_same_bytes(small_trial, tmp_path):
     command = [
         sys.executable,

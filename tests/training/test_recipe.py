@@ -50,13 +50,14 @@ def test_epochs_and_seed_are_checked_where_they_are_used(make_stage):
         fix_seed(1.5)
 
 
+@pytest.mark.parametrize("name", ["pretraining_epochs", "finetuning_epochs", "val_interval"])
 @pytest.mark.parametrize("value", [0, -1, "a", 1.5])
-def test_the_interval_of_validation_is_checked_before_training(value):
-    config = bundle_config("train.json", val_interval=value)
-    (number,) = (number for number, step in enumerate(config["initialize"]) if step["_target_"].endswith("check_count"))
+def test_what_a_later_stage_needs_is_checked_before_training(name, value):
+    config = bundle_config("train.json", **{name: value})
+    (number,) = (n for n, step in enumerate(config["initialize"]) if step.get("name") == name)
     with pytest.raises(Exception) as caught:
         config.get_parsed_content(f"initialize#{number}")
-    expected = f"val_interval={value!r} is not a whole number of at least 1; correct --val_interval"
+    expected = f"{name}={value!r} is not a whole number of at least 1; correct --{name}"
     assert str(input_error(caught.value)) == expected
 
 

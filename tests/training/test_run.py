@@ -46,7 +46,6 @@ def unbroken(trial, tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_killed_training_ends_bit_identical(stage, unbroken, trial, tmp_path):
     settings = TINY | TRAINING | {"dataset_dir": trial, "output_dir": tmp_path, "cache_dir": unbroken / "cache"}
@@ -64,7 +63,6 @@ def test_killed_training_ends_bit_identical(stage, unbroken, trial, tmp_path):
         assert same(saved(tmp_path, name), saved(unbroken, name)), name
 
 
-@pytest.mark.slow
 def test_a_frozen_unet_is_that_of_stage_1_to_the_end(unbroken, trial, tmp_path):
     paper = json.loads((ROOT / "configs" / "paper.json").read_text())
     overlay = tmp_path / "frozen.json"
@@ -81,7 +79,6 @@ def test_a_frozen_unet_is_that_of_stage_1_to_the_end(unbroken, trial, tmp_path):
     assert any(stage2["network"][name].abs().max() > 0 for name in control)
 
 
-@pytest.mark.slow
 def test_a_prior_is_trained_first_and_handed_on_unchanged(unbroken, trial, tmp_path):
     epochs = {"prior_epochs": 1, "pretraining_epochs": 1, "finetuning_epochs": 1}
     paths = {"dataset_dir": trial, "output_dir": tmp_path, "cache_dir": unbroken / "cache"}
@@ -95,7 +92,6 @@ def test_a_prior_is_trained_first_and_handed_on_unchanged(unbroken, trial, tmp_p
     assert any(value.any() for name, value in prior["network"].items() if name.endswith("last.weight"))
 
 
-@pytest.mark.slow
 def test_two_processes_of_two_passes_a_step_train_the_weights_of_one(unbroken, trial, tmp_path):
     settings = TINY | TRAINING | {"dataset_dir": trial, "output_dir": tmp_path, "cache_dir": unbroken / "cache"}
     launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m")
@@ -108,14 +104,12 @@ def test_two_processes_of_two_passes_a_step_train_the_weights_of_one(unbroken, t
         assert same(ours["average"], theirs["average"], rtol=1e-3, atol=2e-5)
 
 
-@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_in_one_line(unbroken, trial, tmp_path):
     line = refused(tmp_path, trial, "pretraining", cache_dir=unbroken / "cache", learning_rate=1e30, num_warmup=1)
     assert re.match(r"error: the (loss|norm of the gradient) is (nan|inf) at iteration \d; run the same command", line)
     assert not (tmp_path / "stage1_last.pt").exists()
 
 
-@pytest.mark.slow
 def test_resuming_with_another_architecture_is_refused_in_one_line(unbroken, trial, tmp_path):
     shutil.copy(unbroken / "stage1_last.pt", tmp_path)
     line = refused(tmp_path, trial, cache_dir=unbroken / "cache", **{"network_def#channels": [16, 48]})
@@ -150,7 +144,6 @@ def test_wrong_settings_end_in_one_line(settings, line, trial, tmp_path):
     assert not list(tmp_path.rglob("*.pt"))
 
 
-@pytest.mark.slow
 def test_another_learning_rate_is_taken_and_another_seed_refused_on_resuming(unbroken, trial, tmp_path):
     shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
     settings = TINY | TRAINING | {"dataset_dir": trial, "output_dir": tmp_path, "pretraining_epochs": 3}
@@ -172,7 +165,6 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 
 
-@pytest.mark.slow
 def test_ctrl_c_prints_a_line_and_training_can_go_on(unbroken, trial, tmp_path):
     settings = TINY | TRAINING | {"dataset_dir": trial, "output_dir": tmp_path, "cache_dir": unbroken / "cache"}
     settings |= {"pretraining_epochs": 500, "num_workers": 1}
@@ -241,7 +233,6 @@ print("runs", run + 1)
 
 
 @pytest.mark.kill
-@pytest.mark.slow
 def test_killed_at_twenty_random_moments_it_ends_bit_identical(unbroken, trial, tmp_path):
     """Each time the same command goes on; the children are forked so that only the training is repeated."""
     draw = random.Random(0)
