@@ -12,15 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-<<<<<<< HEAD
 from bundle.arms import CLASSES
 from bundle.diffusion.schedules import alpha_sigma, expand_to
 from bundle.errors import InputError
 from bundle.networks.loads import ArmAndLoads, lesion_loads
-=======
-from bundle.arms import CLASSES, NULL_ARM
-from bundle.errors import InputError
->>>>>>> polish
 from bundle.networks.local_path import LocalPath, logsnr_to_timestep
 from bundle.networks.prior import PriorAlone, PriorNetwork, known_arm
 

@@ -176,7 +176,6 @@ def test_careless_readers_change_the_masks_but_not_the_truth():
     assert ndimage.label(patient.masks["w096", "NET2"], NEIGHBOURS_26)[1] == len(events(patient, "w096"))
 
 
-<<<<<<< HEAD
 def test_further_futures_are_draws_like_the_outcome_and_change_nothing_else():
     """Their counts have the mean of the sidecar, and their lesions lie where the outcome's may: outside old ones."""
     index = next(
@@ -192,12 +191,8 @@ def test_further_futures_are_draws_like_the_outcome_and_change_nothing_else():
     assert len({future.tobytes() for future in patient.futures}) == 20
 
 
-def test_a_patient_depends_on_seed_and_index_only(patients):
-    index, patient = next(iter(patients.items()))
-=======
 def test_a_patient_depends_on_seed_and_index_only(simulated_patients):
     index, patient = next(iter(simulated_patients.items()))
->>>>>>> polish
     again = simulate_patient(SEED, index)
     assert again.truth == patient.truth
     for visit in patient.flair:
