@@ -51,8 +51,8 @@ class PriorNetwork(nn.Module):
         self.arguments["voxel_channels"] = voxel_channels
         self.stem = nn.Conv3d(4 * _NUM_PLANES + _NUM_DENSITIES, channels[0], 1)
         widths = [channels[0], *channels]
-        # The first level has most of the voxels: flat kernels where they do.
-        flat, cube = (1, 3, 3), (3, 3, 3)
+        # The first level has most of the voxels: smaller kernels there.
+        point, flat, cube = (1, 1, 1), (1, 3, 3), (3, 3, 3)
         self.down = nn.ModuleList(
             Block(a, b, cube if level else flat, cube) for level, (a, b) in enumerate(zip(widths, widths[1:]))
         )
@@ -63,7 +63,7 @@ class PriorNetwork(nn.Module):
             nn.SiLU(),
         )
         self.up = nn.ModuleList(
-            Block(a + b, b, cube if level > 1 else flat, cube if level else flat, context_channels)
+            Block(a + b, b, flat if level else point, cube if level else flat, context_channels)
             for level, (a, b) in reversed(list(enumerate(zip([*channels[1:], 0], channels))))
         )
         self.to_voxels = nn.Conv3d(channels[0], 4 * voxel_channels, 1)

@@ -1,6 +1,7 @@
 """A stage of training: a network that is trained by a recipe on a data set, and the engines that do it."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from bundle.seeding import digest_of
 from bundle.training.batches import training_loader
 from bundle.training.recipe import Recipe, check_count, flat_settings
 from bundle.training.step import TrainStep, moving_average
-from bundle.training.validation import ActivityAUC, HeatmapLogSkill, LogScore, MeanLogSkill, ValidationStep
+from bundle.training.validation import LEVELS, ActivityAUC, HeatmapLogSkill, LogScore, MeanLogSkill, ValidationStep
 
 
 class Stage:
@@ -149,15 +150,24 @@ def stage_trainer(stage: Stage, max_epochs: int, inferer: Inferer, train_handler
 
 
 def stage_evaluator(
-    stage: Stage, val_data_loader: DataLoader, val_handlers: list[Any] | None = None
+    stage: Stage,
+    val_data_loader: DataLoader,
+    val_handlers: list[Any] | None = None,
+    levels: Sequence[float] = LEVELS,
 ) -> SupervisedEvaluator:
-    """MONAI's evaluator of a stage's averaged weights; its key metric, `log_score`, says which weights are best."""
+    """MONAI's evaluator of a stage's averaged weights; its key metric, `log_score`, says which weights are best.
+
+    Args:
+        stage: to validate.
+        val_data_loader, val_handlers: see MONAI.
+        levels: see `ValidationStep`.
+    """
     recipe = stage.recipe
     return SupervisedEvaluator(
         device=stage.device,
         val_data_loader=val_data_loader,
         network=stage.average,
-        iteration_update=ValidationStep(stage.denoiser(stage.average), recipe.loss.schedule, recipe.amp),
+        iteration_update=ValidationStep(stage.denoiser(stage.average), recipe.loss.schedule, recipe.amp, levels=levels),
         key_val_metric={"log_score": LogScore()},
         additional_metrics={
             "mean_log_skill": MeanLogSkill(),

@@ -22,6 +22,8 @@ from bundle.diffusion.slabs import Condition, fold_slices, net2_probability, one
 from bundle.metrics import log_skill, roc_auc
 from bundle.seeding import Streams
 
+LEVELS = (-2.0, 0.0, 1.0)  # log-SNRs between which lesions form
+
 
 class ValidationStep:
     """One batch of validation, given to MONAI's evaluator as `iteration_update`.
@@ -31,7 +33,7 @@ class ValidationStep:
         schedule: the heatmap is x0 at its noisiest level.
         amp: bf16 autocast in the network.
         seed: of the noise, which is the same at every validation.
-        levels: log-SNRs at which the noisy outcome is denoised as well; lesions form between them.
+        levels: log-SNRs at which the noisy outcome is denoised as well.
     """
 
     def __init__(
@@ -40,7 +42,7 @@ class ValidationStep:
         schedule: Schedule,
         amp: bool = True,
         seed: int = 0,
-        levels: Sequence[float] = (-2.0, 0.0, 1.0),
+        levels: Sequence[float] = LEVELS,
     ) -> None:
         self.denoiser, self.schedule, self.amp, self.seed, self.levels = denoiser, schedule, amp, seed, tuple(levels)
 
