@@ -1,4 +1,4 @@
-"""Options of a bundle command that no configuration file knows.
+"""Options and run ids of a bundle command that no configuration file knows.
 
 MONAI adds an override of an unknown name, e.g. `--members 5` for `--num_members 5`, to the configuration and runs as if
 it had not been given.
@@ -34,17 +34,20 @@ def check_options(arguments: Sequence[str] | None = None) -> None:
         arguments: program and arguments; by default those of this process.
 
     Raises:
-        InputError: an unknown option.
+        InputError: an unknown option or run id.
     """
     program, *arguments = sys.argv if arguments is None else arguments
     if Path(program).parts[-3:] != ("monai", "bundle", "__main__.py"):
         return
     options = dict(_parsed(arguments))
+    if arguments[:1] == ["run"] and arguments[1:2] and not _FLAG.match(arguments[1]):
+        options["run_id"] = arguments[1]
     if options.get("args_file"):
         options = dict(monai.bundle.ConfigParser.load_config_file(options["args_file"])) | options
     if not options.get("config_file"):
         return
     config = monai.bundle.ConfigParser.load_config_files(options["config_file"])
+    _check_run_id(str(options.get("run_id", "run")), config)
     for name in options:
         if name not in _OF_MONAI:
             check_id(name, config, replaced=options)
@@ -81,6 +84,19 @@ def check_id(name: str, config: Mapping[str, Any], replaced: Mapping[str, Any] |
             node = node[key]
         else:
             return  # an argument that has its default so far
+
+
+def _check_run_id(name: str, config: Mapping[str, Any]) -> None:
+    if name in config:
+        return
+    known = [
+        other
+        for other, steps in config.items()
+        if other != "imports" and isinstance(steps, list) and all(str(step).startswith("$") for step in steps)
+    ]
+    near = get_close_matches(name, known, n=1)
+    advice = f"did you mean {near[0]}?" if near else f"known ones: {', '.join(known)}"
+    raise InputError(f"unknown run id {name}", advice)
 
 
 def _parsed(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:

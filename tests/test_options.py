@@ -37,6 +37,14 @@ def test_an_unknown_option_is_an_error_that_names_the_nearest(option, advice, fo
     assert advice in text and text.startswith("unknown option --") and "\n" not in text
 
 
+@pytest.mark.parametrize("words", [("inferense",), ("--run_id", "inferense"), ("--run_id=inferense",)])
+def test_an_unknown_run_id_is_an_error_that_names_the_nearest(words):
+    with pytest.raises(InputError, match="^unknown run id inferense; did you mean inference\\?$"):
+        check_options([PROGRAM, "run", *words, "--config_file", INFERENCE])
+    with pytest.raises(InputError, match="^unknown run id x; known ones: preview, inference, run$"):
+        check_options([PROGRAM, "run", "x", "--config_file", INFERENCE])
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -59,9 +67,9 @@ def test_lists_of_files_and_args_files(tmp_path):
     known = ["--figure_members", "3", "--registry#oracle", "x"]
     check_options([PROGRAM, "run", "--config_file", f"['{INFERENCE}','{evaluate}']", *known])
     file = tmp_path / "args.json"
-    file.write_text(f'{{"run_id": "x", "config_file": ["{INFERENCE}", "{evaluate}"], "figure_members": 3}}')
+    file.write_text(f'{{"run_id": "run", "config_file": ["{INFERENCE}", "{evaluate}"], "figure_members": 3}}')
     check_options([PROGRAM, "run", "--args_file", str(file), *known])
-    file.write_text(f'{{"run_id": "x", "config_file": ["{INFERENCE}"], "figure_members": 3}}')
+    file.write_text(f'{{"run_id": "run", "config_file": ["{INFERENCE}"], "figure_members": 3}}')
     with pytest.raises(InputError, match="unknown option --figure_members"):
         check_options([PROGRAM, "run", "--args_file", str(file)])
 

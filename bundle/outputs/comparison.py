@@ -13,7 +13,7 @@ from scipy.stats import t
 from bundle.arms import ARMS, NULL_ARM
 from bundle.data.bids import CONDITION
 from bundle.lesions import Volume
-from bundle.outputs.notes import LINE, percent, png_bytes, wrap_notes, write_footer, write_notes
+from bundle.outputs.notes import LINE, png_bytes, wrap_notes, write_footer, write_notes
 from bundle.outputs.panels import (
     AxialView,
     axial_view,
@@ -24,6 +24,7 @@ from bundle.outputs.panels import (
     grey_window,
     visible_heat,
 )
+from bundle.outputs.summary import percent
 from bundle.outputs.writers import arm_entity, json_bytes, writable_folder, write_case
 
 ROWS = 3
@@ -139,9 +140,12 @@ def compare(
 
 
 def mean_and_interval(values: np.ndarray, least: float = -np.inf) -> dict[str, Any]:
-    """Mean of values (K,), none below `least`, and its 95 % interval by Student's t; none for fewer than two values."""
+    """Mean of values (K,), none below `least`, and its 95 % interval by Student's t; none where all values are equal.
+
+    Equal values say nothing of how much others would differ: an interval without width would claim certainty.
+    """
     mean, interval = float(np.mean(values)), None
-    if len(values) > 1:
+    if np.ptp(values) > 0:
         half = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
         interval = [round(max(mean - float(half), least), 4), round(mean + float(half), 4)]
     return {"mean": round(mean, 4), "interval": interval}

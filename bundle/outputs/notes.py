@@ -29,13 +29,6 @@ def write_footer(footer: SubFigure, forecast: Mapping[str, Any]) -> None:
     footer.text(0.988, 0.5, _provenance(forecast), va="center", ha="right", fontsize=9, color="#555555")
 
 
-def percent(fraction: float) -> str:
-    """A fraction in [0, 1] as whole per cent, never rounded to a certainty that it is not."""
-    if 0 < fraction < 0.01:
-        return "< 1 %"
-    return "> 99 %" if 0.99 < fraction < 1 else f"{100 * fraction:.0f} %"
-
-
 def wrap_notes(notes: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
     """Notes and whether each is a warning, broken into at most `NOTES_SHOWN` lines."""
     lines = [(line, amber) for text, amber in notes for line in textwrap.wrap(text, NOTE_WIDTH)]

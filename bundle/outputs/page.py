@@ -14,7 +14,7 @@ from matplotlib.ticker import PercentFormatter
 from nibabel.affines import apply_affine, voxel_sizes
 
 from bundle.lesions import Volume
-from bundle.outputs.notes import AMBER, LINE, percent, png_bytes, wrap_notes, write_footer, write_notes
+from bundle.outputs.notes import AMBER, LINE, png_bytes, wrap_notes, write_footer, write_notes
 from bundle.outputs.panels import (
     AxialView,
     axial_view,
@@ -26,6 +26,7 @@ from bundle.outputs.panels import (
     outline,
     visible_heat,
 )
+from bundle.outputs.summary import percent
 
 WIDTH, HEIGHT, DPI = 15.0, 11.0, 100  # inches, and pixels an inch
 ROWS, COLUMNS = 3, 5

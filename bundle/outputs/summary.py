@@ -168,10 +168,17 @@ def differences(p_active: float, volume_ml: float, members_volume_ml: float, pea
         )
     if peak > p_active:
         found.append(
-            f"The heatmap's highest voxel has {100 * peak:.0f} %, more than the {100 * p_active:.0f} % of samples "
+            f"The heatmap's highest voxel has {percent(peak)}, more than the {percent(p_active)} of samples "
             "with a lesion anywhere."
         )
     return found
+
+
+def percent(fraction: float) -> str:
+    """A fraction in [0, 1] as whole per cent, never rounded to a certainty that it is not."""
+    if 0 < fraction < 0.01:
+        return "< 1 %"
+    return "> 99 %" if 0.99 < fraction < 1 else f"{100 * fraction:.0f} %"
 
 
 def jeffreys_interval(successes: int, trials: int) -> tuple[float, float]:

@@ -62,7 +62,7 @@ def test_differences_are_taken_between_members_of_one_number():
     assert found["expected_lesions"]["mean"] == pytest.approx(COUNTS["ocrelizumab"].mean())
     paired = ttest_rel(COUNTS["ocrelizumab"], COUNTS["avonex"]).confidence_interval(0.95)
     assert found["difference"]["lesions"]["interval"] == pytest.approx(paired, abs=1e-4)
-    assert comparison["arms"]["avonex"]["difference"] == {"lesions": {"mean": 0, "interval": [0, 0]}, "volume_ml": 0}
+    assert comparison["arms"]["avonex"]["difference"] == {"lesions": {"mean": 0, "interval": None}, "volume_ml": 0}
     assert comparison["reference_arm"] == "avonex" and comparison["num_members"] == 8
     assert comparison["arms"]["interferon_beta_1a"]["entity"] == "interferonbeta1a"
 
@@ -83,7 +83,8 @@ def test_warnings_are_on_the_page(tmp_path):
     assert not amber[0].any() and (amber[1].mean(axis=1) > 0.9).sum() >= 20
 
 
-def test_one_member_has_a_mean_and_no_interval():
+def test_one_member_or_equal_ones_have_a_mean_and_no_interval():
+    assert mean_and_interval(np.array([2, 2, 2])) == {"mean": 2, "interval": None}
     assert mean_and_interval(np.array([3])) == {"mean": 3, "interval": None}
 
 

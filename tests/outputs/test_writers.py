@@ -14,7 +14,7 @@ from bundle.data.plausibility import Plausibility
 from bundle.data.transforms import LoadCased, RestoreNatived
 from bundle.errors import InputError
 from bundle.lesions import LesionRule, voxel_volume_mm3
-from bundle.outputs.summary import ExpectHeatmapd, SummariseMembersd, differences, jeffreys_interval
+from bundle.outputs.summary import ExpectHeatmapd, SummariseMembersd, differences, jeffreys_interval, percent
 from bundle.outputs.writers import WriteForecastd, WritePreviewd
 
 GRID = SlabGrid(spacing_mm=(2, 2, 3), shape=(20, 24, 5))
@@ -316,10 +316,17 @@ def test_the_volume_is_the_integral_of_the_map_and_the_members_have_their_own(pa
     assert total == pytest.approx(report["count"]["mean"], rel=1e-3)  # both lesions lie in sites
 
 
+def test_per_cents_never_claim_a_certainty_that_is_not():
+    fractions = (0, 0.004, 0.01, 0.256, 0.99, 0.996, 1)
+    assert list(map(percent, fractions)) == ["0 %", "< 1 %", "1 %", "26 %", "99 %", "> 99 %", "100 %"]
+
+
 def test_differences_are_said_from_a_fifth_on():
     assert differences(1.0, 1.19, 1.0, 0.5) == differences(1.0, 1.0, 1.19, 0.5) == differences(1.0, 0.0, 0.0, 0.0) == []
     [volume] = differences(1.0, 1.99, 0.9, 0.5)
     assert "1.99 ml" in volume and "0.90 ml" in volume
+    [small] = differences(0.0, 1.0, 1.0, 0.004)
+    assert "has < 1 %, more than the 0 % of samples" in small
     [peak] = differences(0.5, 1.0, 1.0, 0.78)
     assert "78 %" in peak and "50 %" in peak
 
