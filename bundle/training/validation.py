@@ -110,7 +110,7 @@ class HeatmapLogSkill(EpochMetric):
 
     def __init__(self) -> None:
         super().__init__(
-            lambda losses, fraction: log_skill(_array(losses)[:, 0], _array(fraction)),
+            lambda losses, fraction: log_skill(_by_level(losses)[0], _array(fraction)),
             lambda o: (o["log_losses"], o["lesion_fraction"]),
             check_compute_fn=False,
         )
@@ -121,10 +121,15 @@ class MeanLogSkill(EpochMetric):
 
     def __init__(self) -> None:
         super().__init__(
-            lambda losses, fraction: float(np.mean([log_skill(level, _array(fraction)) for level in _array(losses).T])),
+            lambda losses, fraction: float(np.mean([log_skill(level, _array(fraction)) for level in _by_level(losses)])),
             lambda o: (o["log_losses"], o["lesion_fraction"]),
             check_compute_fn=False,
         )
+
+
+def _by_level(losses: Tensor) -> np.ndarray:
+    """(1 + levels, patients); ignite squeezes a single column."""
+    return _array(losses).reshape(len(losses), -1).T
 
 
 def _array(values: Tensor) -> np.ndarray:

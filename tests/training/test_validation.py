@@ -40,8 +40,8 @@ class Sees(torch.nn.Module):
         return torch.cat([torch.zeros_like(mask), torch.where(knows, mask, unknown)], dim=1)
 
 
-def validate(denoiser, batches):
-    engine = Engine(ValidationStep(denoiser, Cosine(), amp=False))
+def validate(denoiser, batches, **settings):
+    engine = Engine(ValidationStep(denoiser, Cosine(), amp=False, **settings))
     engine.state.device = torch.device("cpu")
     for name, metric in METRICS.items():
         metric().attach(engine, name)
@@ -73,6 +73,11 @@ def test_the_mean_is_over_the_heatmap_and_all_levels():
     metrics = validate(Sees(1.0, -1.0), [batch()])
     assert metrics["heatmap"] == pytest.approx(0, abs=1e-5) and metrics["mean"] == pytest.approx(0.5, abs=1e-4)
     assert metrics["auc"] == 0.5
+
+
+def test_without_levels_the_heatmap_alone_is_scored():
+    metrics = validate(Sees(0.8, -99.0), [batch(), batch()], levels=())
+    assert metrics["mean"] == metrics["heatmap"] == validate(Sees(0.8, -99.0), [batch(), batch()])["heatmap"]
 
 
 def test_a_step_gives_log_losses_of_every_patient_and_level():
