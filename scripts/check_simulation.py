@@ -1,7 +1,9 @@
-"""python -m scripts.check_simulation counts|places ...: the oracle's calibration, and what images add to counts."""
+"""python -m scripts.check_simulation counts|places|sizes ...: the oracle's calibration, what images add to counts, and
+how large the simulated effects are.
+"""
 
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import fire
 import numpy as np
@@ -19,7 +21,8 @@ from bundle.arms import ARMS, NULL_ARM
 from bundle.data.grid import SlabGrid, slab_centre, to_slab
 from bundle.data.masks import mask_to_slab
 from bundle.errors import InputError, report_in_one_line
-from bundle.simulation.anatomy import AFFINE
+from bundle.simulation.acquisition import diffuse_extent
+from bundle.simulation.anatomy import AFFINE, VOXEL_MM3
 from bundle.simulation.disease import draw_disease, patient_anatomy, patient_history, union
 from bundle.simulation.drawing import QUIET
 from bundle.simulation.events import History, assigned_arm
@@ -135,6 +138,62 @@ def places(patients: int = 100, trained: int = 200, arm: str = "placebo", preset
         print(f"{name:32s} nats over uniform: {told}; over the map of 3 mm: {gained}; {len(group)} lesions")
 
 
+def sizes(patients: int = 20000, brains: int = 20, preset: str = "trial", seed: int = 4, resamples: int = 300) -> None:
+    """Sizes of simulated effects, to be held against the literature; 95 % intervals by bootstrap over patients.
+
+    Args:
+        patients: whose histories are drawn.
+        brains: of the first patients, for the volume of diffusely abnormal white matter.
+        preset: of the trial.
+        seed: of the trial.
+        resamples: of the bootstrap.
+    """
+    protocol, rng = _protocol(preset), np.random.default_rng(0)
+    histories = (patient_history(seed, i, protocol) for i in tqdm(range(patients), "histories"))
+    table = pd.DataFrame(
+        {
+            **asdict(h.covariates),
+            "frailty": h.frailty,
+            "diffuse": h.diffuse,
+            "gd": len(h.gd),
+            "smouldering": len(h.smouldering),
+            "old": h.num_old,
+            "net2": h.count(ARMS.index("placebo"), 0),
+        }
+        for h in histories
+    )
+    extent = [diffuse_extent(patient_anatomy(seed, i)).sum() * VOXEL_MM3 / 1000 for i in tqdm(range(brains), "brains")]
+    drawn = pd.DataFrame(
+        effect_sizes(table.iloc[rng.integers(0, patients, patients)]) for _ in tqdm(range(resamples), "bootstrap")
+    )
+    low, high = drawn.quantile(0.025), drawn.quantile(0.975)
+    print(pd.DataFrame({"value": effect_sizes(table), "low": low, "high": high}).round(3).to_string())
+    told = f"{np.mean(extent):.0f} ({min(extent):.0f} to {max(extent):.0f})"
+    print(f"diffusely abnormal white matter in the slab, mean (least to greatest) of {brains} brains: {told} ml")
+
+
+def effect_sizes(table: pd.DataFrame) -> pd.Series:
+    """Of one row per patient: covariates, frailty, diffuse, and counts of old, gd, smouldering and net2 lesions."""
+    women, active = table.sex == "F", table.net2 > 0
+    odds = [p / (1 - p) for p in (active[table.age.between(40, 49)].mean(), active[table.age < 40].mean())]
+    by_age = sm.GLM(table.net2, sm.add_constant(table.age / 5), family=sm.families.Poisson()).fit().params["age"]
+    ranks = table[["gd", "relapses", "edss", "old", "diffuse", "net2"]].rank().corr()
+    return pd.Series(
+        {
+            "patients with a smouldering lesion": (table.smouldering > 0).mean(),
+            "old lesions that smoulder": table.smouldering.sum() / table.old.sum(),
+            "new lesions, women over men": table.frailty[women].mean() / table.frailty[~women].mean(),
+            "relapses, women over men": table.relapses[women].mean() / table.relapses[~women].mean(),
+            "new lesions, ratio per 5 years of age": np.exp(by_age),
+            "odds of activity, 40 to 49 over under 40": odds[0] / odds[1],
+            "rank correlation of gadolinium and relapses": ranks.loc["gd", "relapses"],
+            "rank correlation of EDSS and T2 lesions": ranks.loc["edss", "old"],
+            "rank correlation of diffuse signal and new lesions": ranks.loc["diffuse", "net2"],
+            "median diffuse signal": table.diffuse.median(),
+        }
+    )
+
+
 def _outcome(seed: int, index: int, arm: int, protocol: Protocol):
     """Brain, observation, NET2 of w096 (bool) had the patient been in `arm`, and the slab's affine."""
     history, anatomy = patient_history(seed, index, protocol), patient_anatomy(seed, index)
@@ -223,4 +282,4 @@ def _protocol(preset: str) -> Protocol:
 
 if __name__ == "__main__":
     report_in_one_line()
-    fire.Fire({"counts": counts, "places": places})
+    fire.Fire({"counts": counts, "places": places, "sizes": sizes})

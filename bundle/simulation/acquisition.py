@@ -22,7 +22,7 @@ def draw_texture(rng: np.random.Generator) -> np.ndarray:
 
 def diffuse_extent(anatomy: Anatomy) -> np.ndarray:
     """Where white matter is diffusely abnormal, if it is: float32 `SHAPE` in [0, 1], the white matter round the
-    lateral ventricles, with a border 4 mm wide (Seewann et al. 2009).
+    lateral ventricles (Filippi and Rocca 2010, AJNR 31:390), with a border 4 mm wide.
     """
     return anatomy.tissue[0] * np.clip((_DIFFUSE_REACH_MM - anatomy.ventricle_mm) / 4 + 0.5, 0, 1)
 

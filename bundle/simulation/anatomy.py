@@ -192,7 +192,7 @@ def _template_voxels(rng: np.random.Generator) -> np.ndarray:
 
 
 def _smooth_displacement(rng: np.random.Generator, *, deviation_mm: float) -> np.ndarray:
-    """(3, *SHAPE) in mm: cubic B-splines on a control grid of about 28 mm (Rueckert et al. 1999)."""
+    """(3, *SHAPE) in mm: cubic B-splines on a control grid of about 28 mm (Rueckert et al. 1999, IEEE TMI 18:712)."""
     bases = [_spline_basis(n, max(2, round(n * s / 28))) for n, s in zip(SHAPE, SPACING_MM)]
     control = rng.normal(0, deviation_mm, (3, *(basis.shape[1] for basis in bases)))
     # Plain einsum, not BLAS: what BLAS returns depends on its number of threads, and the bytes must not.

@@ -113,8 +113,8 @@ def _scan(
 def _lesion_gains(disease: Disease, active: np.ndarray, arm: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Added brightness at each visit, float32 `SHAPE`; the brightest of overlapping lesions counts.
 
-    New lesions are brighter than old ones and have faded to them by the next visit (Meier et al. 2007); a smouldering
-    lesion stays brightest for as long as it is active.
+    New lesions are brighter than old ones and have faded to them by the next visit (Meier and Guttmann 2006, doi
+    10.1016/j.neuroimage.2006.04.181); a smouldering lesion stays brightest for as long as it is active (assumed).
     """
 
     def draw(lesions: Lesions, law: tuple[float, float, float, float]) -> list[float]:
