@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from bundle.arms import NULL_ARM
+from bundle.data.bids import CONDITION
 from bundle.diffusion.denoiser import Denoiser
 from bundle.diffusion.losses import DenoisingLoss
 from bundle.diffusion.slabs import NUM_VOLUMES, Condition, fold_slices
@@ -19,6 +20,11 @@ from bundle.errors import InputError
 from bundle.networks.weights import bare
 from bundle.runtime import rank_and_world
 from bundle.seeding import Streams
+
+_VOLUMES = {
+    "masks": [not name.startswith("flair") for name in CONDITION],
+    "w000": [name.endswith("w000") for name in CONDITION],
+}
 
 
 @dataclass(frozen=True)
@@ -28,21 +34,29 @@ class Augmentation:
     Args:
         flip: probability of swapping left and right.
         drop_volume: probability that a volume is unknown, each by itself.
-        drop_images: probability that all are (the null image).
+        drop_masks: probability that all masks are: FLAIR alone, as a hospital has it.
+        drop_visit: probability that all of a visit is, w000 or w048 with equal chances.
+        drop_images: probability that all volumes are (the null image).
         drop_arm: probability that the arm is (the null arm), independent of the images.
     """
 
     flip: float = 0.5
     drop_volume: float = 0.05
+    drop_masks: float = 0.15
+    drop_visit: float = 0.1
     drop_images: float = 0.1
     drop_arm: float = 0.1
 
     def __call__(self, image: Tensor, target: Tensor, streams: Streams) -> tuple[Tensor, Tensor]:
         """New (B, 8, H, W, S) and (B, 2, H, W, S)."""
-        draws = streams.uniform((NUM_VOLUMES + 3,), image.device)  # (B, 10)
+        draws = streams.uniform((NUM_VOLUMES + 5,), image.device)  # (B, 12)
         flip = (draws[:, 0] < self.flip)[:, None, None, None, None]
         image, target = (torch.where(flip, x.flip(2), x) for x in (image, target))
-        unknown = (draws[:, 3:] < self.drop_volume) | (draws[:, 1:2] < self.drop_images)  # (B, 7)
+        masks, first = (torch.tensor(_VOLUMES[kind], device=image.device) for kind in ("masks", "w000"))  # (7,) bool
+        unknown = (draws[:, 5:] < self.drop_volume) | (draws[:, 1:2] < self.drop_images)  # (B, 7)
+        unknown |= (draws[:, 3:4] < self.drop_masks) & masks
+        unknown |= (draws[:, 4:5] < self.drop_visit / 2) & first
+        unknown |= (draws[:, 4:5] >= self.drop_visit / 2) & (draws[:, 4:5] < self.drop_visit) & ~first
         volumes = image[:, :NUM_VOLUMES].masked_fill(unknown[:, :, None, None, None], 0)
         no_arm = (draws[:, 2] < self.drop_arm)[:, None, None, None, None]
         arm = image[:, NUM_VOLUMES:].masked_fill(no_arm, NULL_ARM)

@@ -121,7 +121,9 @@ class MeanLogSkill(EpochMetric):
 
     def __init__(self) -> None:
         super().__init__(
-            lambda losses, fraction: float(np.mean([log_skill(level, _array(fraction)) for level in _by_level(losses)])),
+            lambda losses, fraction: float(
+                np.mean([log_skill(level, _array(fraction)) for level in _by_level(losses)])
+            ),
             lambda o: (o["log_losses"], o["lesion_fraction"]),
             check_compute_fn=False,
         )

@@ -30,12 +30,12 @@ def streams(n=64):
 
 
 def test_flips_move_image_and_outcome_together(batch):
-    image, target = Augmentation(flip=1, drop_volume=0, drop_images=0, drop_arm=0)(*batch, streams())
+    image, target = Augmentation(1, 0, 0, 0, 0, 0)(*batch, streams())
     assert torch.equal(image, batch[0].flip(2)) and torch.equal(target, batch[1].flip(2))
 
 
 def test_volumes_images_and_arm_are_dropped_independently(batch):
-    augment = Augmentation(flip=0, drop_volume=0.2, drop_images=0.3, drop_arm=0.4)
+    augment = Augmentation(flip=0, drop_volume=0.2, drop_masks=0, drop_visit=0, drop_images=0.3, drop_arm=0.4)
     image, target = augment(*batch, streams())
     unknown = (image[:, :7] == 0).flatten(2)
     assert (unknown.all(2) == unknown.any(2)).all()  # a volume is dropped whole
@@ -47,6 +47,18 @@ def test_volumes_images_and_arm_are_dropped_independently(batch):
         n = observed.numel()
         assert abs(observed.float().mean() - expected) < 3.5 * (expected * (1 - expected) / n) ** 0.5
     assert 0 < (null & no_arm).sum() < null.sum()
+
+
+def test_masks_are_dropped_together_and_so_are_visits(batch):
+    flair, w000 = torch.tensor([1, 0, 0, 1, 0, 0, 0]) > 0, torch.tensor([1, 1, 1, 0, 0, 0, 0]) > 0
+    image, _ = Augmentation(0, drop_volume=0, drop_masks=1, drop_visit=0, drop_images=0)(*batch, streams())
+    assert ((image[:, :7] != 0).flatten(2).all(2) == flair).all()
+    image, _ = Augmentation(0, drop_volume=0, drop_masks=0, drop_visit=0.8, drop_images=0)(*batch, streams())
+    known = (image[:, :7] != 0).flatten(2).all(2)
+    first_dropped, second_dropped = ((known == visit).all(1) for visit in (~w000, w000))
+    assert (first_dropped | second_dropped | known.all(1)).all()
+    for dropped in (first_dropped, second_dropped):
+        assert abs(dropped.float().mean() - 0.4) < 3.5 * (0.24 / 64) ** 0.5
 
 
 def test_moving_average_warms_up_then_holds_its_decay():
