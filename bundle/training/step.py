@@ -42,8 +42,8 @@ class Augmentation:
 
     flip: float = 0.5
     drop_volume: float = 0.05
-    drop_masks: float = 0.15
-    drop_visit: float = 0.1
+    drop_masks: float = 0.2
+    drop_visit: float = 0.2
     drop_images: float = 0.1
     drop_arm: float = 0.1
 
