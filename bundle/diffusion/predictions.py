@@ -108,7 +108,8 @@ class BinaryPrediction:
 
     def error(self, output: Tensor, x0: Tensor, z_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         half = self.half_log_odds(output, z_t, alpha, sigma)
-        return F.softplus(-2 * half) + (1 - x0) * half  # x0 may be the mean of several outcomes
+        p = (1 + x0) / 2  # not 0 or 1 if x0 is the mean of several outcomes
+        return p * F.softplus(-2 * half) + (1 - p) * F.softplus(2 * half)
 
 
 @dataclass(frozen=True)

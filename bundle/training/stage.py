@@ -62,7 +62,7 @@ class Stage:
         output_dir: str | Path,
         device: torch.device | str = "cpu",
     ) -> None:
-        check_count("num_epochs", num_epochs, 1, "--prior_epochs, --pretraining_epochs or --finetuning_epochs")
+        check_count("num_epochs", num_epochs, 1, "--pretraining_epochs, --finetuning_epochs or --prior_epochs")
         check_writable(Path(output_dir))
         self.name, self.recipe, self.dataset, self.num_epochs = name, recipe, dataset, num_epochs
         self.output_dir, self.device = Path(output_dir), torch.device(device)

@@ -158,7 +158,7 @@ def overflowing(path):
         (empty, "unreadable or truncated; copy or convert it again"),
         (zero_affine, "its affine cannot be inverted; correct the qform or sform"),
         (nan_affine, "its affine cannot be inverted; correct the qform or sform"),
-        (scaled_affine, "voxels of 1e+03 x 1e+03 x 3e+03 mm are no brain scan's; correct the qform or sform"),
+        (scaled_affine, "voxels of 1000 x 1000 x 3000 mm are no brain scan's; correct the qform or sform"),
         (tiny_voxels, "voxels of 0.001 x 0.001 x 1 mm are no brain scan's; correct the qform or sform"),
         (parallel_axes, "the axes of its affine are nearly parallel; correct the qform or sform"),
         (with_bytes_inserted, "more bytes than its header says; copy or convert it again"),

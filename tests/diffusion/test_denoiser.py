@@ -103,7 +103,7 @@ def test_a_patient_s_images_are_encoded_once_and_nothing_else_changes(condition)
     class Network(nn.Module):
         encoded = 0
 
-        def encode(self, images):
+        def encode(self, images, arm):
             self.encoded += 1
             return images.sum(1, keepdim=True)
 
@@ -135,7 +135,7 @@ def test_within_a_rise_of_log_snr_the_backbone_is_reused_and_the_local_path_is_n
 
         computed = 0
 
-        def encode(self, images):
+        def encode(self, images, arm):
             return {}
 
         def backbone(self, z_t, logsnr, arm, encoded):

@@ -122,7 +122,7 @@ def test_guidance_in_an_interval_doubles_the_calls_there_alone():
 @pytest.mark.parametrize("guidance_scale, calls", [(1.0, 1), (2.0, 2)])
 def test_the_backbone_is_reused_within_each_batch_and_call_of_guidance(guidance_scale, calls):
     class WithLocalPath(Prior):
-        encode, local_calls = staticmethod(lambda images: {}), 0
+        encode, local_calls = staticmethod(lambda images, arm: {}), 0
 
         def backbone(self, z_t, logsnr, arm, encoded):
             return self(z_t)

@@ -102,7 +102,7 @@ def test_territories_lie_where_their_names_say(anatomies):
             )
             assert front > middle_part + 15 > back + 30
         ventricle_mm = {name: anatomy.ventricle_mm.ravel()[m].mean() for name, m in zip(TERRITORIES, anatomy.members)}
-        assert max(v for name, v in ventricle_mm.items() if "periventricular" in name) < 8
+        assert max(v for name, v in ventricle_mm.items() if "periventricular" in name) < 10
         assert ventricle_mm["left juxtacortical"] > ventricle_mm["left deep white matter"] > 8
 
 

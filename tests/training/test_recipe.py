@@ -44,7 +44,7 @@ def test_settings_out_of_range_are_refused_in_one_line(name, value):
 
 
 def test_epochs_and_seed_are_checked_where_they_are_used(make_stage):
-    with pytest.raises(InputError, match="num_epochs=0 is not .*; correct --pretraining_epochs or --fine"):
+    with pytest.raises(InputError, match="num_epochs=0 is not .*; correct --pretraining_epochs, --fine"):
         make_stage(num_epochs=0)
     with pytest.raises(InputError, match="seed=1.5 is not a whole number"):
         fix_seed(1.5)
