@@ -208,7 +208,8 @@ def misnamed_flair(patient):
     path = patient.path("flair_w000")
     path.rename(path.with_name("sub-0001_ses-w000_T2flair.nii.gz"))
     ignored = (
-        "ignored sub-0001/ses-w000/anat/sub-0001_ses-w000_T2flair.nii.gz: names are sub-0001_<session>_ and one of"
+        "ignored sub-0001/ses-w000/anat/sub-0001_ses-w000_T2flair.nii.gz: names are sub-0001_<session>_ and one of "
+        "FLAIR, label-T2lesion_mask, label-Gdlesion_mask, label-NET2_mask, desc-brain_mask, in <session>/anat"
     )
     return path, f"no FLAIR of w000; put it there; {ignored}"
 
