@@ -97,6 +97,27 @@ def crps(counts: Values, probabilities: Values, count: float) -> float:
     return float((np.square(cumulative - (points >= count))[:-1] * np.diff(points)).sum())
 
 
+def fair_crps(members: Values, count: float) -> float:
+    """CRPS of the distribution from which K members were drawn, estimated without bias: fair for any K.
+
+    mean_k |x_k - y| - sum_jk |x_j - x_k| / (2 K (K - 1)). In lesions; it may be negative for a single patient, and only
+    its mean over patients has a meaning. NaN for a single member.
+
+    Args:
+        members: (K,) counts.
+        count: observed.
+
+    References:
+        Ferro 2014, Fair scores for ensemble forecasts, Q. J. R. Meteorol. Soc. 140:1917, equation 4.
+    """
+    size = len(members)
+    if size < 2:
+        return math.nan
+    members = np.sort(np.asarray(members, float))
+    spread = 2 * (members @ (2 * np.arange(size) - size + 1))  # sum over all pairs, both orders
+    return float(np.abs(members - count).mean() - spread / (2 * size * (size - 1)))
+
+
 def quantile(counts: Values, probabilities: Values, level: float) -> float:
     """The smallest of the counts (M,), x, with P(X <= x) >= level, up to rounding of the sum."""
     return float(np.quantile(counts, max(level - 1e-9, 0), weights=probabilities, method="inverted_cdf"))

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -10,6 +11,7 @@ from bundle.metrics import (
     calibration_error,
     crps,
     f1,
+    fair_crps,
     log_skill,
     precision,
     quantile,
@@ -125,3 +127,19 @@ def test_log_skill_of_constant_and_perfect_maps():
     worse = -(fraction * math.log(0.2) + (1 - fraction) * math.log(0.8))
     assert log_skill(worse, fraction) < 0
     assert math.isnan(log_skill(constant, np.zeros(3)))
+
+
+def test_fair_crps_by_brute_force_and_of_one_member():
+    members = np.array([0, 4, 1, 1, 7])
+    pairs = np.abs(members[:, None] - members).sum()
+    assert fair_crps(members, 2) == pytest.approx(np.abs(members - 2).mean() - pairs / (2 * 5 * 4))
+    assert math.isnan(fair_crps(np.array([3]), 2))
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_fair_crps_of_drawn_members_is_that_of_their_distribution_on_average(size):
+    """Exactly: the mean over all ensembles that can be drawn, each with its probability."""
+    counts, p = np.array([0, 1, 5]), np.array([0.5, 0.3, 0.2])
+    ensembles = list(itertools.product(range(3), repeat=size))
+    found = sum(p[list(e)].prod() * fair_crps(counts[list(e)], 2) for e in ensembles)
+    assert found == pytest.approx(crps(counts, p, 2))

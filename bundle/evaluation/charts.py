@@ -19,7 +19,7 @@ COLOURS = {  # by role, used in turn
     Role.FLOOR: ("#adb5bd", "#8d99ae"),
     Role.BASELINE: ("#2a9d8f", "#6f4518", "#e09f3e", "#0077b6"),
     Role.MODEL: ("#c1121f", "#7b2cbf", "#f15bb5"),
-    Role.CEILING: ("#222222", "#666666"),
+    Role.CEILING: ("#222222", "#666666", "#999999"),
     Role.OUTCOME: ("#39ff88",),
 }
 DIAGONAL = {"color": "#cccccc", "lw": 1}

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from bundle import __version__
 from bundle.evaluation.charts import display_name
-from bundle.evaluation.tables import FROM_BEST, FROM_CEILING
+from bundle.evaluation.tables import FROM_BEST, FROM_CEILING, FROM_ENSEMBLE
 from bundle.files import written_whole
 
 HEADINGS = {  # of each table: heading and explanation
@@ -64,10 +64,10 @@ HEADINGS = {  # of each table: heading and explanation
     "counts": (
         "How sure: distribution of the count",
         "CRPS is the integrated squared difference between forecast and observed distribution function, in lesions; "
-        "of a "
-        "single number it is the absolute error. Intervals hold the central 80 and 95 % of the forecast distribution, "
-        "ends "
-        "included; counts are integers, so that even the best forecast covers more.",
+        "of a single number it is the absolute error. The fair CRPS of an ensemble estimates that of an infinite one. "
+        "Intervals hold the central 80 and 95 % of the forecast distribution, ends included. Counts are integers and "
+        "ensembles finite, so even the best forecast does not cover 80 and 95 %: the target of an ensemble is the "
+        "coverage of the oracle's ensemble of the same size.",
     ),
     "counterfactual": (
         "What if: effects of treatments",
@@ -110,7 +110,11 @@ FIGURES = {  # by table
     "detection": ("members", "heatmap"),
     "counterfactual": ("arms",),
 }
-COMPARED = {FROM_BEST: " - best baseline", FROM_CEILING: " - best possible"}  # end the names of differences
+COMPARED = {  # end the names of differences
+    FROM_BEST: " - best baseline",
+    FROM_CEILING: " - best possible",
+    FROM_ENSEMBLE: " - best ensemble",
+}
 MAX_COLUMNS = 8  # that fit on the page
 
 

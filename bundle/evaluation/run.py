@@ -47,7 +47,15 @@ def select(
             return simulated
         return name in names or role is Role.FLOOR
 
-    return {name: forecaster for name, forecaster in registry.items() if wanted(name, forecaster.role)}
+    return {
+        _called(name, forecaster): forecaster for name, forecaster in registry.items() if wanted(name, forecaster.role)
+    }
+
+
+def _called(name: str, forecaster: Forecaster) -> str:
+    """Its name in tables: that of the best possible ensemble says how large it is, e.g. "oracle, 20 members"."""
+    size = forecaster.num_members
+    return name if forecaster.role is not Role.CEILING or size is None else f"oracle, {size} members"
 
 
 def is_simulated(dataset_dir: str | Path) -> bool:

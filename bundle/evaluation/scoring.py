@@ -9,14 +9,14 @@ from bundle.evaluation.locations import location_scores
 from bundle.forecasters.base import SCORED_REGIONS, Forecast, Role
 from bundle.forecasters.cohort import ObservedCase
 from bundle.lesions import DetectionRule, LesionRule, voxel_volume_mm3
-from bundle.metrics import Values, crps, quantile
+from bundle.metrics import Values, crps, fair_crps, quantile
 
-SCORES_VERSION = 3  # raise it when a forecaster or `Scoring` gives other numbers with the same settings
+SCORES_VERSION = 4  # raise it when a forecaster or `Scoring` gives other numbers with the same settings
 # Bins of heatmap probabilities: 0, then 1000 geometric steps of 1.4 % from 1e-6 to 1. They separate the fractions of
 # up to 70 members, and change AP and AUC of smooth maps by less than .001.
 BIN_EDGES = np.concatenate([[-np.inf], np.geomspace(1e-6, 1, 1001)[:-1], [np.inf]])
 ENSEMBLE_SIZES = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
-NUMBERS = ("p_active", "count", "log_count", "crps", "low_80", "high_80", "low_95", "high_95")
+NUMBERS = ("p_active", "count", "log_count", "crps", "fair_crps", "low_80", "high_80", "low_95", "high_95")
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,9 @@ def number(name: str, forecast: Forecast, true_count: int) -> float:
         return forecast.expected_log_count
     if name == "crps":
         return crps(forecast.counts, forecast.probabilities, true_count)
+    if name == "fair_crps":  # what is not an ensemble states its distribution itself
+        members = forecast.member_counts
+        return number("crps", forecast, true_count) if members is None else fair_crps(members, true_count)
     end, percent = name.split("_")
     tail = (1 - float(percent) / 100) / 2
     return quantile(forecast.counts, forecast.probabilities, tail if end == "low" else 1 - tail)

@@ -18,7 +18,8 @@ COLUMNS = (
 )
 ALL = "all"
 NO_GAP = (np.nan, np.nan, np.nan)
-FROM_BEST, FROM_CEILING = "minus best baseline", "minus ceiling"  # stand as the roles of rows that compare a model
+# Stand as the roles of rows that compare a model.
+FROM_BEST, FROM_CEILING, FROM_ENSEMBLE = "minus best baseline", "minus ceiling", "minus best ensemble"
 
 
 def long_table(metrics: Sequence[Metric], scores: Mapping[str, Scores], draws: int = 1000) -> pd.DataFrame:
@@ -26,8 +27,9 @@ def long_table(metrics: Sequence[Metric], scores: Mapping[str, Scores], draws: i
 
     The interval is the 95 % percentile interval of the bootstrap over patients within arms, with the same draws for
     all. Each model is also compared, in pairs, with the baseline or floor that does best at that metric in that arm
-    ("diffusion - regression", role `FROM_BEST`) and with the best possible forecast (role `FROM_CEILING`). gap_closed,
-    with its interval, is the fraction of the gap between floor and ceiling, gap_from_best that between best baseline
+    ("diffusion - regression", role `FROM_BEST`), with the best possible forecast (role `FROM_CEILING`) and with the
+    best possible ensemble (role `FROM_ENSEMBLE`; of metrics with a target only with this one). gap_closed, with its
+    interval, is the fraction of the gap between floor and ceiling, gap_from_best that between best baseline
     and ceiling; see `gap_closed`.
 
     Args:
@@ -38,6 +40,8 @@ def long_table(metrics: Sequence[Metric], scores: Mapping[str, Scores], draws: i
     arms = next(iter(scores.values()))["arm"]
     weights = bootstrap_weights(arms, draws)
     roles = {name: s.role for name, s in scores.items()}
+    ceilings = [name for name, s in scores.items() if s.role is Role.CEILING]
+    ensemble = next((name for name in ceilings if "sizes" in scores[name]), None)
     rows = []
     for metric in metrics:
         having = {name: s for name, s in scores.items() if metric.score in s}
@@ -48,6 +52,8 @@ def long_table(metrics: Sequence[Metric], scores: Mapping[str, Scores], draws: i
             values = {name: metric.compute(s, weights * of_arm) for name, s in having.items()}
             n, better = int(of_arm.sum()), metric.higher_is_better
             rows += rows_of(metric.name, arm, n, values, roles, better, metric.has_gap)
+            if ensemble in values and (metric.has_target or (better is not None and ensemble != ceilings[0])):
+                rows += _differences(metric.name, arm, n, values, roles, FROM_ENSEMBLE, ensemble)
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -84,10 +90,19 @@ def rows_of(
             of_best = NO_GAP if best is None else gap_closed(x, values[best], top, higher_is_better)
         rows.append((metric, arm, name, roles[name].value, x[0], *interval(x), n, *gap, of_best[0]))
     for role, other in ((FROM_BEST, best), (FROM_CEILING, ceiling)):
-        for name in (name for name in values if roles[name] is Role.MODEL):
-            if other is not None and higher_is_better is not None:
-                x = values[name] - values[other]
-                rows.append((metric, arm, f"{name} - {other}", role, x[0], *interval(x), n, *NO_GAP, np.nan))
+        if other is not None and higher_is_better is not None:
+            rows += _differences(metric, arm, n, values, roles, role, other)
+    return rows
+
+
+def _differences(
+    metric: str, arm: str, n: int, values: Mapping[str, Values], roles: Mapping[str, Role], role: str, other: str
+) -> list[tuple]:
+    """Rows of each model minus another forecaster, in pairs."""
+    rows = []
+    for name in (name for name in values if roles[name] is Role.MODEL):
+        x = values[name] - values[other]
+        rows.append((metric, arm, f"{name} - {other}", role, x[0], *interval(x), n, *NO_GAP, np.nan))
     return rows
 
 

@@ -7,10 +7,14 @@ import numpy as np
 from nibabel.affines import apply_affine, voxel_sizes
 
 from bundle.data.grid import SlabGrid, to_slab
+from bundle.data.masks import mask_to_slab
 from bundle.forecasters.base import SCORED_REGIONS, Forecast, Patient, Role, key_of
 from bundle.forecasters.cohort import CaseReader
-from bundle.lesions import REGIONS
+from bundle.forecasters.ensemble import check_count, ensemble_forecast
+from bundle.lesions import REGIONS, LesionRule
+from bundle.seeding import seed_of
 from bundle.simulation.anatomy import AFFINE
+from bundle.simulation.disease import union
 from bundle.simulation.observation import Observation, read_counts, read_masks, read_observation, read_protocol
 from bundle.simulation.oracle import Oracle, OracleForecast
 
@@ -57,6 +61,45 @@ class BestPossible:
             return read_masks(patient.dataset_dir, patient.case)
         read = read_observation if self.with_heatmap else read_counts
         return read(patient.dataset_dir, patient.case, self.visit)
+
+
+class BestEnsemble:
+    """The oracle drawn a few times: the best possible ensemble of that size, against which ensembles are judged.
+
+    Count, spatial law and lesions of each member are drawn from the posterior of `BestPossible` and counted by the rule
+    that counts the outcome. Even this ensemble is worse than the exact distribution: 20 members cannot state a
+    probability of 1 %, and their 80 % interval does not cover what that of the distribution does.
+
+    Args:
+        rule: what counts as a lesion of a member.
+        num_members: size of the ensemble.
+        seed: seeds each member, together with the case's id and the member's number; the arm is left out.
+    """
+
+    role = Role.CEILING
+
+    def __init__(self, rule: LesionRule, num_members: int = 20, seed: int = 0) -> None:
+        check_count("num_members", num_members)
+        self.rule, self.num_members, self.seed = rule, num_members, seed
+        self.key = key_of("oracle ensemble", rule=rule, num_members=num_members, seed=seed)
+
+    def with_members(self, num_members: int) -> "BestEnsemble":
+        """The same forecaster with ensembles of another size; the members that both draw are the same."""
+        return BestEnsemble(self.rule, num_members, self.seed)
+
+    def __call__(self, patient: Patient) -> Sequence[Forecast]:
+        """
+        Raises:
+            InputError: the data set is not a simulated one.
+        """
+        oracle, grid = _oracle(patient.dataset_dir), SlabGrid(tuple(voxel_sizes(patient.affine)), patient.brain.shape)
+        exact = oracle(read_observation(patient.dataset_dir, patient.case), patient.arm)
+        members = []
+        for member in range(self.num_members):
+            rng = np.random.default_rng(seed_of("oracle ensemble", self.seed, patient.case, member))
+            mask = union(oracle.draw(exact, rng))
+            members.append(mask_to_slab(mask, AFFINE, patient.affine, grid) & patient.brain)
+        return [ensemble_forecast(np.array(members), patient.affine, self.rule, patient.dseg)]
 
 
 @lru_cache(maxsize=4)

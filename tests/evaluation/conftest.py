@@ -28,6 +28,7 @@ def made_scores(seed=0, draws=1, skill=1.0, role=Role.MODEL):
         "log_count": np.log1p(count)[:, None] + rng.normal(size=(N, draws)),
         "count": count[:, None] + rng.random((N, draws)),
         "crps": rng.random((N, draws)),
+        "fair_crps": rng.random((N, draws)),
         "low_80": count[:, None] - rng.integers(0, 3, (N, draws)) + 1.0,
         "high_80": count[:, None] + np.ones((N, draws)),
         "low_95": np.zeros((N, draws)),

@@ -140,6 +140,7 @@ def test_all_forecasters_are_side_by_side_with_n(evaluated):
     forecasters = {
         "oracle",
         "oracle_masks",
+        "oracle, 3 members",
         "population",
         "no_new_lesions",
         "persistence",
@@ -270,8 +271,8 @@ def test_a_broken_datalist_is_one_line(configure, tmp_path, content):
 
 
 class Named:
-    def __init__(self, role):
-        self.role = role
+    def __init__(self, role, num_members=None):
+        self.role, self.num_members = role, num_members
 
 
 def test_floor_and_ceiling_are_always_evaluated_where_they_can_be(tmp_path):
@@ -281,6 +282,8 @@ def test_floor_and_ceiling_are_always_evaluated_where_they_can_be(tmp_path):
     assert set(select(["a ceiling"], registry, tmp_path)) == {"a floor"}
     (tmp_path / "derivatives" / "truth").mkdir(parents=True)
     assert set(select(["diffusion"], registry, tmp_path)) == {"diffusion", "a floor", "a ceiling"}
+    registry["oracle_members"] = Named(Role.CEILING, 20)
+    assert "oracle, 20 members" in select(["diffusion"], registry, tmp_path)
     with pytest.raises(InputError, match="no forecaster 'magic'; choose from a floor, a ceiling"):
         select(["magic"], registry, tmp_path)
 

@@ -41,6 +41,15 @@ def test_numbers_of_each_draw(outcome):
     assert "brier" not in scores and "members" not in scores
 
 
+def test_the_fair_crps_is_that_of_the_members_and_of_a_distribution_its_own(outcome):
+    counts = {"counts": np.array([0, 3]), "probabilities": np.array([0.5, 0.5])}
+    observed = observed_case(outcome, 2)
+    members = Scoring(RULE)([Forecast(0.5, **counts, member_counts=np.array([0, 3]))], observed)
+    assert members["fair_crps"] == 1.5 - 1.5 and members["crps"] == 1.5 - 0.75
+    stated = Scoring(RULE)([Forecast(0.5, **counts)], observed)
+    assert stated["fair_crps"] == stated["crps"] == 0.75
+
+
 def test_voxels_are_counted_within_the_brain_and_by_probability(outcome):
     observed = observed_case(outcome, 2)
     observed.patient.brain[:, :, 5] = False

@@ -42,6 +42,20 @@ def test_rows_gaps_and_differences(make_scores):
     assert arms["all"] == N == arms.drop("all").sum() and len(arms) == 4
 
 
+def test_models_are_also_compared_with_the_best_ensemble_and_their_coverage_with_it_alone(make_scores):
+    exact = make_scores(4, role=Role.CEILING)
+    exact = Scores(exact.cases, {name: x for name, x in exact.values.items() if name != "sizes"}, Role.CEILING)
+    scores = {"m": make_scores(2), "oracle": exact, "oracle, 7 members": make_scores(3, role=Role.CEILING)}
+    coverage = metric_named("coverage of the 80 % interval")
+    table = long_table([AUC, coverage], scores, draws=20)
+    everyone = table[(table.arm == "all") & table.role.str.startswith("minus")]
+    assert list(zip(everyone.metric, everyone.forecaster, everyone.role)) == [
+        ("AUC", "m - oracle", "minus ceiling"),
+        ("AUC", "m - oracle, 7 members", "minus best ensemble"),
+        (coverage.name, "m - oracle, 7 members", "minus best ensemble"),
+    ]
+
+
 def test_a_forecaster_of_any_name_is_treated_by_its_role(make_scores):
     scores = {
         "a": make_scores(1, skill=0.1, role=Role.FLOOR),

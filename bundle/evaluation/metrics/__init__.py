@@ -23,6 +23,7 @@ TABLES: dict[str, tuple[Metric, ...]] = {
     ),
     "counts": (
         counts.CountCRPS(),
+        counts.FairCountCRPS(),
         counts.Coverage(80),
         counts.Coverage(95),
         counts.MeanForecastCount(),
