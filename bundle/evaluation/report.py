@@ -21,9 +21,10 @@ from bundle.files import written_whole
 HEADINGS = {  # of each table: heading and explanation
     "regions": (
         "Where: regions with a new lesion",
-        "A region is forecast where its probability is at least one half. Each lesion belongs to the region that "
-        "holds most of "
-        "its voxels, by SynthSeg's labels or the data set's own.",
+        "Each lesion belongs to the region that holds most of its voxels, by SynthSeg's labels or the data set's own; "
+        '"any voxel": to every region that holds one of its voxels, which is the paper\'s definition. Balanced '
+        "accuracy, and F1 with precision and recall, are at the cut of each forecaster at which they were best on the "
+        "calibration split.",
     ),
     "activity": (
         "Who: active patients",

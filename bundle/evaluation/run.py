@@ -16,6 +16,7 @@ from bundle.data.datalist import load_split, with_outcome
 from bundle.errors import Guard, InputError, warn
 from bundle.evaluation import charts, slices
 from bundle.evaluation.cases import Evaluation
+from bundle.evaluation.cuts import choose_cuts
 from bundle.evaluation.effects import complete_patients, effects_table, expected_counts, forecast_arms, true_counts
 from bundle.evaluation.metrics import TABLES
 from bundle.evaluation.recalibration import Recalibration
@@ -75,7 +76,8 @@ def evaluate(
 
     Args:
         evaluation: on the split that the report is about; the report goes to its `output_dir`.
-        calibration_split: on which the model's P(active) is corrected; "none" for no correction.
+        calibration_split: on which the model's P(active) is corrected and the cuts of region probabilities are chosen;
+            "none" for no correction and cuts of 1/2.
         comparison: of treatments, by forecasters from w000 alone.
         compared_patients: number of its items used; none if the trial is not a simulated one.
         figure_members: size of the ensemble shown in the figures of one patient.
@@ -89,9 +91,10 @@ def evaluate(
     check_case(case, evaluation.items)
     model = model_of(evaluation.forecasters)
     calibration = None
-    if calibration_split != "none" and model is not None:
+    if calibration_split != "none":
         items = with_outcome(load_split(evaluation.dataset_dir, calibration_split, visits=evaluation.read.visits))
-        calibration = replace(evaluation, items=items, forecasters={model: evaluation.forecasters[model]})
+        forecasters = {name: f for name, f in evaluation.forecasters.items() if f.role is not Role.OUTCOME}
+        calibration = replace(evaluation, items=items, forecasters=forecasters)
     comparison = _first(comparison, compared_patients)
     with sharing() as (rank, world):
         evaluation.score(rank, world)
@@ -100,13 +103,16 @@ def evaluate(
         forecast_arms(comparison, rank, world)
     if rank == 0:
         scores = evaluation.scores()
-        if calibration is not None:
-            known = calibration.scores()[model]
-            if 0 < known.active.sum() < len(known.cases):
-                scores[f"{model}{RECALIBRATED}"] = Recalibration(known)(scores[model])
-            else:
-                warn(f"not recalibrated: the patients of {calibration_split!r} are all active or all inactive")
         effects, notes = _effects(comparison)
+        if calibration is None:
+            notes.append("Regions are forecast from a probability of 1/2 on, as there is no calibration split.")
+        else:
+            known = calibration.scores()
+            scores |= {name: replace(scores[name], cuts=choose_cuts(s)) for name, s in known.items()}
+            if model is not None and 0 < known[model].active.sum() < len(known[model].cases):
+                scores[f"{model}{RECALIBRATED}"] = Recalibration(known[model])(scores[model])
+            elif model is not None:
+                warn(f"not recalibrated: the patients of {calibration_split!r} are all active or all inactive")
         tables = all_tables(scores) | effects
         figures = _charts(scores, tables)
         if model is not None:

@@ -1,7 +1,7 @@
 """Per-patient scores of a forecast: everything that the metrics of an evaluation are computed from."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -128,11 +128,13 @@ class Scores:
         cases: their labels.
         values: arrays by name, (N, ...); see `Scoring`.
         role: what the forecaster is compared as.
+        cuts: of its probabilities, see `bundle.evaluation.cuts`.
     """
 
     cases: tuple[str, ...]
     values: Mapping[str, Values]
     role: Role = Role.MODEL
+    cuts: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, cases: Sequence[str], scores: Sequence[Mapping[str, Values]], role: Role) -> "Scores":

@@ -8,15 +8,17 @@ from nibabel.affines import apply_affine, voxel_sizes
 
 from bundle.data.grid import SlabGrid, to_slab
 from bundle.data.masks import mask_to_slab
-from bundle.forecasters.base import SCORED_REGIONS, Forecast, Patient, Role, key_of
+from bundle.forecasters.base import SCORED_REGIONS, Forecast, Patient, Role, key_of, present_in
 from bundle.forecasters.cohort import CaseReader
 from bundle.forecasters.ensemble import check_count, ensemble_forecast
-from bundle.lesions import REGIONS, LesionRule
+from bundle.lesions import LesionRule
 from bundle.seeding import seed_of
-from bundle.simulation.anatomy import AFFINE
+from bundle.simulation.anatomy import AFFINE, SHAPE
 from bundle.simulation.disease import union
 from bundle.simulation.observation import Observation, read_counts, read_masks, read_observation, read_protocol
 from bundle.simulation.oracle import Oracle, OracleForecast
+
+DRAWN_LESIONS = 300  # by which regions are forecast: their chances then vary by less than .01
 
 
 class BestPossible:
@@ -48,13 +50,14 @@ class BestPossible:
         Raises:
             InputError: the data set is not a simulated one.
         """
-        exact = _oracle(patient.dataset_dir)(self._read(patient), patient.arm)
+        oracle = _oracle(patient.dataset_dir)
+        exact = oracle(self._read(patient), patient.arm)
         counts = np.arange(len(exact.count_pmf))
         if exact.heatmap is None:
             return [Forecast(exact.p_active, counts, exact.count_pmf)]
         grid = SlabGrid(tuple(voxel_sizes(patient.affine)), patient.brain.shape)
         on_slab = to_slab(exact.heatmap, AFFINE, patient.affine, grid)
-        return [Forecast(exact.p_active, counts, exact.count_pmf, region_presence(exact, patient), on_slab)]
+        return [Forecast(exact.p_active, counts, exact.count_pmf, region_presence(oracle, exact, patient), on_slab)]
 
     def _read(self, patient: Patient) -> Observation:
         if self.masks:
@@ -108,22 +111,22 @@ def _oracle(dataset_dir: str) -> Oracle:
     return Oracle(read_protocol(dataset_dir))
 
 
-def region_presence(exact: OracleForecast, patient: Patient) -> dict[str, float]:
-    """P(a lesion lies in the region); each lesion does with the fraction of its expected volume that lies there."""
-    if patient.dseg is None or exact.footprint is None:
+def region_presence(oracle: Oracle, exact: OracleForecast, patient: Patient) -> dict[str, float]:
+    """P(a lesion lies in the region), by the rule that the outcome is counted by (`present_in`).
+
+    The chance that a lesion lies there is the fraction of drawn lesions that do; lesions are taken as independent given
+    their number, as in the heatmap.
+    """
+    if patient.dseg is None or exact.starts is None:
         return {}
-    voxels = np.argwhere(exact.footprint > 0)
-    mass = exact.footprint[tuple(voxels.T)]
-    labels = patient.dseg.at(apply_affine(AFFINE, voxels))
-    presence = {}
-    for region in SCORED_REGIONS:
-        inside = np.isin(labels, [label for label, name in REGIONS.items() if name == region])
-        labelled = np.isin(
-            labels, list(REGIONS)
-        )  # unlabelled voxels do not count when a lesion is assigned to a region
-        fraction = mass[inside].sum() / max(mass[labelled].sum(), 1e-12)
-        presence[region] = float(1 - np.polynomial.polynomial.polyval(1 - fraction, exact.count_pmf))
-    return presence
+    labels = patient.dseg.at(apply_affine(AFFINE, np.moveaxis(np.indices(SHAPE), 0, -1).reshape(-1, 3)))
+    lesions = oracle.next_lesions(exact, DRAWN_LESIONS, labels)
+    present = [present_in(apply_affine(AFFINE, np.stack(lesion, axis=1)), patient.dseg) for lesion in lesions]
+    fractions = {region: np.mean([region in regions for regions in present]) for region in SCORED_REGIONS}
+    return {
+        region: float(1 - np.polynomial.polynomial.polyval(1 - fraction, exact.count_pmf))
+        for region, fraction in fractions.items()
+    }
 
 
 class Truth:

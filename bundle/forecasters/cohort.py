@@ -26,7 +26,7 @@ from bundle.runtime import end_with_parent
 from bundle.seeding import digest_of
 
 MASKS = tuple(name for name in CONDITION if not name.startswith("flair"))
-COHORT_VERSION = 2  # raise it when the same scans give other records
+COHORT_VERSION = 3  # raise it when the same scans give other records
 
 
 @dataclass(frozen=True)

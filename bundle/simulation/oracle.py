@@ -8,9 +8,10 @@ import numpy as np
 from scipy.special import gammaln
 
 from bundle.arms import NULL_ARM
+from bundle.simulation.anatomy import SHAPE
 from bundle.simulation.covariates import CovariateModel, durations_of
-from bundle.simulation.drawing import Surroundings, form_lesions
-from bundle.simulation.events import Event
+from bundle.simulation.drawing import FREE, Surroundings, form_lesions, grow
+from bundle.simulation.events import Event, net2_volume_mm3
 from bundle.simulation.footprint import lesion_footprint
 from bundle.simulation.observation import Observation
 from bundle.simulation.protocol import MONTHS, PATIENTS_PER_ARM, PRESETS, WEEKS_PER_MONTH, Protocol
@@ -133,6 +134,32 @@ class Oracle:
         enlarges = rng.random(count) < self.protocol.enlarging
         events = [Event(int(territory), bool(e)) for territory, e in zip(territories, enlarges)]
         return form_lesions(forecast.around, events, np.random.SeedSequence(int(rng.integers(2**63))).spawn(count))
+
+    def next_lesions(self, forecast: OracleForecast, number: int, strata: np.ndarray) -> list[tuple[np.ndarray, ...]]:
+        """The next lesion, drawn a number of times with equal weights; the same draws in every call.
+
+        The starts are drawn systematically, in order of strata, and the volumes are evenly spaced quantiles: what is
+        counted over these lesions varies less than over independent ones.
+
+        Args:
+            forecast: with images.
+            number: of draws.
+            strata: int `SHAPE`, what decides most of what will be counted.
+
+        Returns:
+            Index arrays (3 x n voxels on `SHAPE`) per lesion.
+        """
+        around, starts, rng = forecast.around, forecast.starts.ravel(), np.random.default_rng(0)
+        where = np.flatnonzero(starts)
+        where = where[np.argsort(strata.ravel()[where], kind="stable")]
+        evenly = (np.arange(number) + 0.5) / number
+        upto = starts[where].cumsum()
+        chosen = where[np.searchsorted(upto, evenly * upto[-1])]
+        lesions = []
+        for start, quantile in zip(zip(*np.unravel_index(chosen, SHAPE)), rng.permutation(evenly)):
+            room = around.fresh if around.touched[start] == FREE else around.free  # beside an old lesion it enlarges it
+            lesions.append(grow(room, start, net2_volume_mm3(quantile), rng, around.anatomy.right))
+        return lesions
 
     def posterior_frailty(self, observation: Observation, arm: int) -> np.ndarray:
         """(frailty,) weights on `FRAILTY`, adding up to 1."""

@@ -9,14 +9,14 @@ from bundle.forecasters.ensemble import ensemble_forecast
 from bundle.lesions import LesionRule
 
 SHAPE, AFFINE = (9, 8, 6), np.diag([2.0, 2.0, 3.0, 1.0])
-WHITE, CORTEX = SCORED_REGIONS
+WHITE = SCORED_REGIONS[0]
 RULE = LesionRule()
 
 
 def observed_case(outcome, count, case="sub-1", arm=2):
     patient = Patient(case, arm, torch.zeros(8, *SHAPE), np.ones(SHAPE, bool), AFFINE)
     return ObservedCase(
-        patient, Record(case, arm, {}, Findings(count, 0.0, {WHITE: count > 0, CORTEX: False})), outcome
+        patient, Record(case, arm, {}, Findings(count, 0.0, dict.fromkeys(SCORED_REGIONS, count > 0))), outcome
     )
 
 

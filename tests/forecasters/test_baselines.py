@@ -13,11 +13,11 @@ SHAPE = (10, 12, 5)
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
 BRAIN = np.zeros(SHAPE, bool)
 BRAIN[1:-1, 1:-1] = True
-WHITE, CORTEX = SCORED_REGIONS
+WHITE, CORTEX = SCORED_REGIONS[:2]
 
 
 def record(arm, count, gd=0, white=None, **unknown):
-    presence = {WHITE: count > 0 if white is None else white, CORTEX: False}
+    presence = dict.fromkeys(SCORED_REGIONS, False) | {WHITE: count > 0 if white is None else white}
     lesions = dict.fromkeys(MASKS, 1) | {"gd_w000": gd} | unknown
     return Record("sub-1", arm, lesions, Findings(count, 0.024 * count, presence))
 
@@ -91,7 +91,7 @@ def test_an_unknown_or_unseen_arm_gets_all_patients():
 
 def test_the_frequency_map_holds_the_arms_volume_within_the_brain():
     (forecast,) = FrequencyMap(SMALL)(patient(arm=0))
-    assert forecast.p_active == pytest.approx(2 / 3) and forecast.presence == {WHITE: pytest.approx(2 / 3), CORTEX: 0}
+    assert forecast.p_active == forecast.presence[WHITE] == pytest.approx(2 / 3) and forecast.presence[CORTEX] == 0
     assert forecast.heatmap.sum() == pytest.approx(0.024 * 2 * 1000 / 12)  # mean volume by the voxel's, 12 mm3
     assert not forecast.heatmap[~BRAIN].any() and np.unravel_index(forecast.heatmap.argmax(), SHAPE) == (5, 6, 2)
     assert forecast.expected_count == pytest.approx(2)

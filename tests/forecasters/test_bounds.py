@@ -49,9 +49,19 @@ def test_its_heatmap_keeps_the_expected_volume_on_the_slab(trial, observed, fore
 
 def test_the_lesions_are_divided_between_regions(forecast):
     """White matter holds most lesions, cortex some, and both together nearly all."""
-    white, cortex = (forecast.presence[region] for region in SCORED_REGIONS)
+    white, cortex, white_any, cortex_any = (forecast.presence[region] for region in SCORED_REGIONS)
     assert 0 < cortex < white < forecast.p_active
     assert forecast.p_active < white + cortex
+    assert white < white_any and cortex < cortex_any < forecast.p_active
+
+
+@pytest.mark.slow
+def test_regions_are_forecast_by_the_rule_that_outcomes_are_counted_by(observed, forecast):
+    """The best ensemble counts each region as outcomes are: both state the same chances, up to 60 draws' error."""
+    (drawn,) = BestEnsemble(LesionRule(), num_members=60, seed=4)(observed.patient)
+    for region in SCORED_REGIONS:
+        p = forecast.presence[region]
+        assert drawn.presence[region] == pytest.approx(p, abs=3.5 * np.sqrt(p * (1 - p) / 60)), region
 
 
 def test_from_w000_alone_it_does_not_use_the_first_year(trial, observed, oracle):

@@ -1,5 +1,7 @@
 """Every metric of the tables against scikit-learn or brute force, and the rules that all of them obey."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn import metrics as sk
@@ -49,8 +51,17 @@ def test_ranking_metrics_agree_with_scikit_learn(scores):
     ],
 )
 def test_region_metrics_agree_with_scikit_learn(name, expected, scores):
-    predicted, true = scores[f"presence of {WHITE}"][:, 0] >= 0.5, scores[f"true presence of {WHITE}"] > 0
-    assert computed(f"{name}, {WHITE}", scores)[0] == pytest.approx(expected(true, predicted))
+    p, true = scores[f"presence of {WHITE}"][:, 0], scores[f"true presence of {WHITE}"] > 0
+    assert computed(f"{name}, {WHITE}", scores)[0] == pytest.approx(expected(true, p >= 0.5))
+    criterion = "balanced accuracy" if name == "balanced accuracy" else "F1"
+    cut = replace(scores, cuts={f"{criterion}, {WHITE}": 0.3})
+    assert computed(f"{name}, {WHITE}", cut)[0] == pytest.approx(expected(true, p >= 0.3))
+
+
+def test_region_probabilities_are_scored_as_such(scores):
+    p, true = scores[f"presence of {WHITE}"][:, 0], scores[f"true presence of {WHITE}"] > 0
+    assert computed(f"Brier score, {WHITE}", scores)[0] == pytest.approx(sk.brier_score_loss(true, p))
+    assert computed(f"AUC, {WHITE}", scores)[0] == pytest.approx(sk.roc_auc_score(true, p))
 
 
 def test_patients_without_a_segmentation_are_left_out_of_regions(scores):
