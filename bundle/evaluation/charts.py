@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
+from scipy.stats import binom
 from sklearn.metrics import precision_recall_curve, roc_curve
 from statsmodels.stats.proportion import proportion_confint
 
@@ -14,6 +15,7 @@ from bundle.evaluation.metrics.calibration import HEATMAP_BINS, activity_bins, h
 from bundle.evaluation.scoring import BIN_EDGES, Scores
 from bundle.evaluation.tables import ALL
 from bundle.forecasters.base import Role
+from bundle.metrics import net_benefit
 
 COLOURS = {  # by role, used in turn
     Role.FLOOR: ("#adb5bd", "#8d99ae"),
@@ -122,6 +124,61 @@ def reliability(scores: Mapping[str, Scores]) -> Figure:
     return figure
 
 
+def pit_histograms(scores: Mapping[str, Scores]) -> Figure:
+    """Randomised probability integral transform of the count, one panel for each forecaster that states a distribution.
+
+    Where the outcome lies in the forecast distribution, P(X < y) + u P(X = y) with u uniform: uniform for a calibrated
+    forecast, a U for one that is too narrow. The band holds 95 % of the bars of a calibrated one.
+
+    References:
+        Czado, Gneiting, Held 2009, Predictive model assessment for count data, Biometrics 65:1254.
+    """
+    shown = {name: randomised_pit(s) for name, s in scores.items() if _states_a_distribution(s)}
+    rows, columns = -(-max(len(shown), 1) // 4), min(max(len(shown), 1), 4)
+    figure = Figure(figsize=(2.7 * columns, 2.5 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    colours = colours_of({name: s.role for name, s in scores.items()})
+    for axis, (name, pit) in zip(axes, shown.items()):
+        low, high = np.array(binom.interval(0.95, len(pit), 0.1)) / len(pit) * 10
+        axis.axhspan(low, high, color="#eeeeee", lw=0)
+        axis.axhline(1, **DIAGONAL)
+        axis.hist(pit, bins=10, range=(0, 1), weights=np.full(len(pit), 10 / len(pit)), color=colours[name], alpha=0.8)
+        axis.set_title(display_name(name), fontsize=9)
+    for axis in axes[len(shown) :]:
+        axis.set_axis_off()
+    figure.supxlabel("randomised PIT of the count", fontsize=9)
+    figure.supylabel("density", fontsize=9)
+    return figure
+
+
+def randomised_pit(scores: Scores) -> np.ndarray:
+    """(N,) P(X < y) + u P(X = y) of the count; the same uniform numbers u for every forecaster."""
+    fewer, at_most = scores["fewer"][:, 0], scores["at_most"][:, 0]
+    return fewer + np.random.default_rng(0).random(len(fewer)) * (at_most - fewer)
+
+
+def decision_curves(scores: Mapping[str, Scores]) -> Figure:
+    """Net benefit over the threshold of P(active) from which on a patient is treated, beside treating all and none."""
+    colours = colours_of({name: s.role for name, s in scores.items()})
+    thresholds, ones = np.linspace(0.02, 0.8, 79), np.ones((1, len(next(iter(scores.values())).cases)))
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axis = figure.subplots()
+    active = next(iter(scores.values())).active
+
+    def curve(p: np.ndarray) -> list[float]:
+        return [net_benefit(p >= threshold, active, ones, threshold)[0] for threshold in thresholds]
+
+    axis.plot(thresholds, curve(np.ones(len(active))), color="#777777", lw=1, ls="--", label="treat all")
+    axis.plot(thresholds, curve(np.zeros(len(active))), color="#777777", lw=1, ls=":", label="treat none")
+    for name, p in _distinguishing(scores, "p_active"):
+        if not np.isin(p, (0, 1)).all():
+            axis.plot(thresholds, curve(p), color=colours[name], lw=1.4, label=display_name(name))
+    top = max(active.mean(), 0.01)
+    axis.set(ylim=(-0.25 * top, 1.05 * top), xlabel="threshold of P(active)", ylabel="net benefit")
+    figure.legend(loc="outside right center", frameon=False, fontsize=8)
+    return figure
+
+
 def convergence(table: pd.DataFrame, colours: Mapping[str, str]) -> Figure:
     """Metrics over the size of the ensemble, all patients; a dotted line where they have converged.
 
@@ -175,6 +232,13 @@ def gap_closed(tables: Mapping[str, pd.DataFrame], colours: Mapping[str, str]) -
         axis.plot([], [], "o", color=colours[name], label=display_name(name))
     figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     return figure
+
+
+def _states_a_distribution(scores: Scores) -> bool:
+    """Whether it has a distribution of the count, and not one number (a draw, the outcome)."""
+    if "at_most" not in scores or scores.num_draws > 1:
+        return False
+    return not (np.isin(scores["fewer"], (0, 1)) & np.isin(scores["at_most"], (0, 1))).all()
 
 
 def _distinguishing(scores: Mapping[str, Scores], score: str) -> Iterator[tuple[str, np.ndarray]]:

@@ -58,8 +58,9 @@ HEADINGS = {  # of each table: heading and explanation
     "calibration": (
         "How sure: calibration",
         "Expected calibration error: mean of |observed - forecast| over bins, ten of P(active), 21 of the heatmap; it "
-        "is "
-        'larger than 0 in small samples even of a calibrated forecast. "Recalibrated" is P(active) after a logistic '
+        "is larger than 0 in small samples even of a calibrated forecast. Slope and intercept are of the logistic "
+        "regression of activity on the log-odds of P(active), the intercept with slope 1: 1 and 0 are perfect, a slope below 1 is "
+        'too extreme, an intercept above 0 too low. "Recalibrated" is P(active) after a logistic '
         "regression on its log-odds, fitted on the validation split.",
     ),
     "counts": (
@@ -69,6 +70,12 @@ HEADINGS = {  # of each table: heading and explanation
         "Intervals hold the central 80 and 95 % of the forecast distribution, ends included. Counts are integers and "
         "ensembles finite, so even the best forecast does not cover 80 and 95 %: the target of an ensemble is the "
         "coverage of the oracle's ensemble of the same size.",
+    ),
+    "decisions": (
+        "How sure: decisions",
+        "Net benefit of treating the patients whose P(active) reaches a threshold: true positives, minus false ones "
+        "times threshold / (1 - threshold), per patient. A forecast is of use where it is above treating all, treating "
+        "none and the best baseline.",
     ),
     "counterfactual": (
         "What if: effects of treatments",
@@ -96,6 +103,9 @@ CAPTIONS = {
     "counts": "Forecast and observed number of new lesions, one point a patient.",
     "reliability": "Observed against forecast frequency: P(active) with 95 % intervals over patients, and voxels of "
     "the heatmap.",
+    "pit": "Where the observed count lies in the forecast distribution (randomised probability integral transform): "
+    "flat within the grey band if calibrated, U-shaped if too narrow.",
+    "decisions": "Net benefit over the threshold of P(active) from which on a patient is treated.",
     "members": "Three members of the ensemble beside the outcome.",
     "heatmap": "Heatmaps with the outline of the outcome. The one-call heatmap estimates the mean of infinitely many "
     "members "
@@ -107,6 +117,8 @@ FIGURES = {  # by table
     "activity": ("roc_pr",),
     "log_count": ("counts",),
     "calibration": ("reliability",),
+    "counts": ("pit",),
+    "decisions": ("decisions",),
     "members": ("convergence",),
     "detection": ("members", "heatmap"),
     "counterfactual": ("arms",),

@@ -221,6 +221,8 @@ def _charts(scores: Mapping[str, Scores], tables: Mapping[str, pd.DataFrame]) ->
         "roc_pr": charts.roc_and_pr(scores),
         "counts": charts.count_scatter(scores),
         "reliability": charts.reliability(scores),
+        "pit": charts.pit_histograms(scores),
+        "decisions": charts.decision_curves(scores),
     }
     if any(tables[name].gap_closed.notna().any() for name in TABLES):
         drawn["gap_closed"] = charts.gap_closed({name: tables[name] for name in TABLES}, colours)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.special import logit
 
 from bundle.evaluation.locations import location_scores
 from bundle.forecasters.base import SCORED_REGIONS, Forecast, Role
@@ -16,7 +17,10 @@ SCORES_VERSION = 4  # raise it when a forecaster or `Scoring` gives other number
 # up to 70 members, and change AP and AUC of smooth maps by less than .001.
 BIN_EDGES = np.concatenate([[-np.inf], np.geomspace(1e-6, 1, 1001)[:-1], [np.inf]])
 ENSEMBLE_SIZES = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
-NUMBERS = ("p_active", "count", "log_count", "crps", "fair_crps", "low_80", "high_80", "low_95", "high_95")
+NUMBERS = (
+    *("p_active", "count", "log_count", "crps", "fair_crps"),
+    *("low_80", "high_80", "low_95", "high_95", "fewer", "at_most"),
+)
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,9 @@ def number(name: str, forecast: Forecast, true_count: int) -> float:
     if name == "fair_crps":  # what is not an ensemble states its distribution itself
         members = forecast.member_counts
         return number("crps", forecast, true_count) if members is None else fair_crps(members, true_count)
+    if name in ("fewer", "at_most"):  # the distribution function at the true count, without and with its own chance
+        inside = forecast.counts < true_count if name == "fewer" else forecast.counts <= true_count
+        return float(forecast.probabilities @ inside)
     end, percent = name.split("_")
     tail = (1 - float(percent) / 100) / 2
     return quantile(forecast.counts, forecast.probabilities, tail if end == "low" else 1 - tail)
@@ -160,6 +167,14 @@ class Scores:
     def num_draws(self) -> int:
         """Draws per patient, each scored for itself; 1 unless the forecaster is a Monte Carlo simulation."""
         return self["p_active"].shape[1]
+
+    @property
+    def log_odds(self) -> Values:
+        """(N, R), of P(active); of an ensemble of K members of (active + 1/2) / (K + 1), which is never 0 or 1."""
+        if "member_counts" not in self.values:
+            return logit(np.clip(self["p_active"], 1e-6, 1 - 1e-6))
+        counts = self["member_counts"]
+        return logit(((counts > 0).sum(axis=1, keepdims=True) + 0.5) / (counts.shape[1] + 1))
 
     @property
     def active(self) -> Values:

@@ -8,6 +8,7 @@ import pandas as pd
 from bundle.arms import CLASSES
 from bundle.evaluation.bootstrap import bootstrap_weights, interval
 from bundle.evaluation.metrics import MEMBERS, TABLES, Metric
+from bundle.evaluation.metrics.decisions import treating_all_or_none
 from bundle.evaluation.scoring import Scores
 from bundle.forecasters.base import Role
 from bundle.metrics import Values
@@ -150,6 +151,7 @@ def members_table(scores: Mapping[str, Scores], draws: int = 1000) -> pd.DataFra
 
 
 def all_tables(scores: Mapping[str, Scores], draws: int = 1000) -> dict[str, pd.DataFrame]:
-    """By name of `TABLES`, and "members"."""
-    tables = {name: long_table(metrics, scores, draws) for name, metrics in TABLES.items()}
+    """By name of `TABLES`, and "members". Decisions are also compared with treating all patients and none."""
+    further = {"decisions": treating_all_or_none(next(iter(scores.values())))}
+    tables = {name: long_table(metrics, {**scores, **further.get(name, {})}, draws) for name, metrics in TABLES.items()}
     return tables | {"members": members_table(scores, draws)}

@@ -33,6 +33,8 @@ def made_scores(seed=0, draws=1, skill=1.0, role=Role.MODEL):
         "high_80": count[:, None] + np.ones((N, draws)),
         "low_95": np.zeros((N, draws)),
         "high_95": np.full((N, draws), 1e3),
+        "fewer": 0.5 * rng.random((N, draws)),
+        "at_most": 0.5 + 0.5 * rng.random((N, draws)),
         "brier": rng.random(N),
         "voxels": voxels,
         "forecast_voxels": voxels * 0.1,

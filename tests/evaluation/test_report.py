@@ -37,7 +37,17 @@ FEW = TINY | {
     "figure_members": 5,
     "weights_w000": "none",
 }
-TABLES = ("regions", "activity", "log_count", "where", "detection", "calibration", "counts", "counterfactual")
+TABLES = (
+    "regions",
+    "activity",
+    "log_count",
+    "where",
+    "detection",
+    "calibration",
+    "counts",
+    "decisions",
+    "counterfactual",
+)
 ALL_FIGURES = {"gap_closed", *(name for figures in FIGURES.values() for name in figures)}
 
 

@@ -36,6 +36,7 @@ def test_numbers_of_each_draw(outcome):
     assert scores["p_active"].tolist() == [0, 0.9] and scores["count"].tolist() == [0, 2.4]
     assert scores["crps"].tolist() == pytest.approx([2, 0.1**2 + 0.5**2 + 2 * 0.5**2])
     assert (scores["low_80"][1], scores["high_80"][1], scores["low_95"][1]) == (0, 4, 0)
+    assert scores["fewer"].tolist() == [1, 0.5] and scores["at_most"].tolist() == [1, 0.5]
     assert np.isnan(scores[f"presence of {WHITE}"][0]) and scores[f"presence of {WHITE}"][1] == 0.7
     assert (scores["true_count"], scores["arm"], scores[f"true presence of {WHITE}"]) == (2, 2, 1)
     assert "brier" not in scores and "members" not in scores

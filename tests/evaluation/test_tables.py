@@ -127,6 +127,13 @@ def test_a_metric_has_converged_once_it_stays_near_its_last_value(scores, shifts
     assert rows.members.tolist() == [1, 2, 7] and rows.converged.tolist() == converged
 
 
+def test_decisions_are_compared_with_treating_all_and_none(scores):
+    table = all_tables({"diffusion": scores}, draws=5)["decisions"]
+    assert {"treat all", "treat none"} < set(table.forecaster)
+    none = table[table.forecaster == "treat none"]
+    assert (none.value == 0).all() and set(none.metric) == {f"net benefit at {t} %" for t in (10, 20, 30, 50)}
+
+
 def test_all_tables_have_the_columns_and_hold_numbers(scores):
     tables = all_tables({"diffusion": scores}, draws=5)
     assert set(tables) == {*TABLES, "members"}

@@ -1,6 +1,6 @@
 """The metrics of an evaluation, by table. A new metric is a small class in one of these modules and one entry here."""
 
-from bundle.evaluation.metrics import activity, calibration, counts, detection, regions, where
+from bundle.evaluation.metrics import activity, calibration, counts, decisions, detection, regions, where
 from bundle.evaluation.metrics.base import Metric
 
 TABLES: dict[str, tuple[Metric, ...]] = {
@@ -17,6 +17,8 @@ TABLES: dict[str, tuple[Metric, ...]] = {
     ),
     "calibration": (
         calibration.ActivityBrier(),
+        calibration.CalibrationSlope(),
+        calibration.CalibrationInTheLarge(),
         calibration.ActivityCalibrationError(),
         calibration.HeatmapCalibrationError(),
         calibration.VolumeRatio(),
@@ -29,6 +31,7 @@ TABLES: dict[str, tuple[Metric, ...]] = {
         counts.MeanForecastCount(),
         counts.MeanTrueCount(),
     ),
+    "decisions": decisions.METRICS,
 }
 MEMBERS: tuple[Metric, ...] = (  # also computed for the first 1, 2, ... members of an ensemble
     activity.AUC(),

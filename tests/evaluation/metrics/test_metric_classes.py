@@ -174,3 +174,27 @@ def test_lesion_f1_is_zero_if_all_are_missed_and_not_defined_if_there_are_none(s
     assert np.isnan(computed("lesion F1", changed(scores, **none))[0])
     missed = none | {"lesions": np.ones(N, int)}
     assert computed("lesion F1", changed(scores, **missed))[0] == 0
+
+
+def test_calibration_slope_and_intercept_of_a_calibrated_and_of_an_extreme_forecast():
+    rng = np.random.default_rng(0)
+    log_odds = rng.normal(-1, 1.5, 20000)
+    active = rng.random(20000) < 1 / (1 + np.exp(-log_odds))
+    for factor, shift in ((1, 0), (2, 0), (1, 1)):
+        p = 1 / (1 + np.exp(-factor * log_odds - shift))
+        values = {"arm": np.zeros(20000, int), "true_count": active.astype(int), "p_active": p[:, None]}
+        scores, ones = Scores(tuple(map(str, range(20000))), values), np.ones((1, 20000))
+        assert computed("calibration slope", scores, ones)[0] == pytest.approx(1 / factor, abs=0.05)
+        if factor == 1:
+            assert computed("calibration intercept", scores, ones)[0] == pytest.approx(-shift, abs=0.05)
+
+
+def test_a_yes_or_no_has_no_calibration_slope(scores):
+    certain = changed(scores, p_active=np.round(scores["p_active"]))
+    assert np.isnan(computed("calibration slope", certain)).all()
+
+
+def test_net_benefit_counts_treated_patients(scores):
+    p, active = scores["p_active"][:, 0], scores.active
+    expected = ((p >= 0.2) & active).sum() / N - ((p >= 0.2) & ~active).sum() / N / 4
+    assert computed("net benefit at 20 %", scores)[0] == pytest.approx(expected)
