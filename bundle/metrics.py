@@ -128,7 +128,7 @@ def _logistic(log_odds: Values, positive: Values, negative: Values, terms: Value
 
 
 def net_benefit(predicted: Values, truth: Values, weights: Values, threshold: float) -> Values:
-    """(TP - FP * threshold / (1 - threshold)) / N: true positives, less false ones at what the threshold says they cost.
+    """(TP - FP * threshold / (1 - threshold)) / N: true positives, less false ones at the price the threshold sets.
 
     At most the fraction of positives; 0 if nobody is treated. (N,) booleans and (B, N) weights; NaN without weight.
 

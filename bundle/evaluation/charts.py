@@ -11,7 +11,8 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from statsmodels.stats.proportion import proportion_confint
 
 from bundle.arms import CLASSES
-from bundle.evaluation.metrics.calibration import HEATMAP_BINS, activity_bins, heatmap_bins
+from bundle.evaluation.metrics.calibration import HEATMAP_BINS, activity_bins, heatmap_bins, site_bins
+from bundle.evaluation.metrics.where import LOG_SCORE, froc
 from bundle.evaluation.scoring import BIN_EDGES, Scores
 from bundle.evaluation.tables import ALL
 from bundle.forecasters.base import Role
@@ -95,11 +96,12 @@ def count_scatter(scores: Mapping[str, Scores]) -> Figure:
 
 
 def reliability(scores: Mapping[str, Scores]) -> Figure:
-    """Observed against forecast frequency: P(active) in bins of .1 with 95 % Wilson intervals, and the voxels."""
+    """Observed against forecast frequency: P(active) in bins of .1 with 95 % Wilson intervals, voxels, sites."""
     colours = colours_of({name: s.role for name, s in scores.items()})
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    left, right, sites = figure.subplots(1, 3)
     left.plot([0, 1], [0, 1], **DIAGONAL)
+    sites.plot([0, 1], [0, 1], **DIAGONAL)
     right.plot([1e-6, 1], [1e-6, 1], **DIAGONAL)
     for name, p in _distinguishing(scores, "p_active"):
         if np.isin(p, (0, 1)).all():  # yes or no instead of a probability
@@ -117,10 +119,34 @@ def reliability(scores: Mapping[str, Scores]) -> Figure:
             filled = (total > 0) & (observed > 0) & (BIN_EDGES[HEATMAP_BINS] > 0)
             x, y = forecast[filled] / total[filled], observed[filled] / total[filled]
             right.plot(x, y, color=colours[name], marker="o", ms=3, lw=1)
+        if "sites" in s and s.role is not Role.OUTCOME:
+            total, forecast, observed = (x[0] for x in site_bins(s, np.ones((1, len(s.cases)))))
+            filled = total > 0
+            x, y = forecast[filled] / total[filled], observed[filled] / total[filled]
+            sites.plot(x, y, color=colours[name], marker="o", ms=3, lw=1)
     left.set(xlabel="forecast P(active), mean of the bin", ylabel="observed fraction active", title="Patients")
     right.set(xscale="log", yscale="log", xlim=(1e-6, 1), ylim=(1e-6, 1), title="Voxels")
     right.set(xlabel="forecast probability of NET2, mean of the bin", ylabel="observed fraction of NET2 voxels")
+    sites.set(
+        xlabel="forecast probability of a site, mean of the bin", ylabel="observed fraction", title="Likely sites"
+    )
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    return figure
+
+
+def froc_curves(scores: Mapping[str, Scores]) -> Figure:
+    """Fraction of lesions near a likely site over false sites per active patient."""
+    colours = colours_of({name: s.role for name, s in scores.items()})
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axis = figure.subplots()
+    for name, s in scores.items():
+        if LOG_SCORE in s and s.role is not Role.OUTCOME:
+            false, found = froc(s, np.ones((1, len(s.cases))))
+            axis.plot(false[0], found[0], color=colours[name], lw=1.4, label=display_name(name))
+    axis.set(
+        xlim=(0, 8), ylim=(0, 1), xlabel="false sites per active patient", ylabel="fraction of lesions within 10 mm"
+    )
+    figure.legend(loc="outside right center", frameon=False, fontsize=8)
     return figure
 
 

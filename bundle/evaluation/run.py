@@ -19,6 +19,7 @@ from bundle.evaluation.cases import Evaluation
 from bundle.evaluation.cuts import choose_cuts
 from bundle.evaluation.effects import complete_patients, effects_table, expected_counts, forecast_arms, true_counts
 from bundle.evaluation.metrics import TABLES
+from bundle.evaluation.provenance import Provenance, is_simulated
 from bundle.evaluation.recalibration import Recalibration
 from bundle.evaluation.report import Report
 from bundle.evaluation.scoring import Scores
@@ -26,6 +27,7 @@ from bundle.evaluation.tables import all_tables
 from bundle.forecasters.base import Forecaster, Role, ensembles
 from bundle.runtime import sharing
 
+FEW_PATIENTS = 30  # fewer get a warning
 RECALIBRATED = ", recalibrated"  # ends the name of a forecaster whose P(active) has been corrected
 
 
@@ -59,17 +61,13 @@ def _called(name: str, forecaster: Forecaster) -> str:
     return name if forecaster.role is not Role.CEILING or size is None else f"oracle, {size} members"
 
 
-def is_simulated(dataset_dir: str | Path) -> bool:
-    """Whether the data set comes with the potential outcomes of a simulation."""
-    return (Path(dataset_dir) / "derivatives" / "truth").is_dir()
-
-
 def evaluate(
     evaluation: Evaluation,
     calibration_split: str,
     comparison: Evaluation,
-    compared_patients: int,
+    compared_patients: int | None,
     figure_members: int,
+    provenance: Provenance,
     case: str | None = None,
 ) -> None:
     """Score, tabulate, draw and write; ends the program with exit code 1 if a patient was left out.
@@ -79,14 +77,16 @@ def evaluate(
         calibration_split: on which the model's P(active) is corrected and the cuts of region probabilities are chosen;
             "none" for no correction and cuts of 1/2.
         comparison: of treatments, by forecasters from w000 alone.
-        compared_patients: number of its items used; none if the trial is not a simulated one.
+        compared_patients: number of its items used, None for all; none of them if the trial is not a simulated one.
         figure_members: size of the ensemble shown in the figures of one patient.
+        provenance: the settings of the run.
         case: that patient; by default the one whose number of new lesions is nearest to 5.
 
     Raises:
         InputError: an argument is out of range.
     """
-    check_whole("compared_patients", compared_patients, 0)
+    if compared_patients is not None:
+        check_whole("compared_patients", compared_patients, 0)
     check_whole("figure_members", figure_members, 1)
     check_case(case, evaluation.items)
     model = model_of(evaluation.forecasters)
@@ -116,39 +116,45 @@ def evaluate(
         tables = all_tables(scores) | effects
         figures = _charts(scores, tables)
         if model is not None:
-            figures |= _patient_figures(evaluation, scores[model], model, figure_members, case)
+            item = _shown(evaluation, scores[model], case)
+            figures |= _patient_figures(evaluation, item, model, figure_members)
+            figures |= _six_arms(comparison, item)
+        notes = _warnings(provenance.split, len(next(iter(scores.values())).cases)) + notes
         notes += _left_out(evaluation.guard)
-        report = Report(tables, figures, _facts(evaluation, scores), notes)
+        report = Report(tables, figures, _facts(evaluation, scores), _described(provenance, evaluation), notes)
         print(f"report: {report.write(evaluation.output_dir)}")
     _exit_code(evaluation.guard)
 
 
-def compare_arms(comparison: Evaluation, compared_patients: int, case: str | None = None) -> None:
+def compare_arms(
+    comparison: Evaluation, compared_patients: int | None, provenance: Provenance, case: str | None = None
+) -> None:
     """Forecast from w000 alone under all six arms, measure the effects on a simulated trial, and write a report.
 
     Args:
         comparison: of forecasters from w000 alone.
-        compared_patients: number of its items measured; none if the trial is not a simulated one.
+        compared_patients: number of its items measured, None for all; none of them if the trial is not a simulated one.
+        provenance: the settings of the run.
         case: the patient of the figure, by default the first.
 
     Raises:
         InputError: an argument is out of range, or there is no model among the forecasters.
     """
-    check_whole("compared_patients", compared_patients, 0)
+    if compared_patients is not None:
+        check_whole("compared_patients", compared_patients, 0)
     check_case(case, comparison.items)
-    model = model_of(comparison.forecasters)
-    if model is None:
+    if model_of(comparison.forecasters) is None:
         raise InputError("no weights of the model of w000 alone", "train it, or give their path with --weights_w000")
     compared = _first(comparison, compared_patients)
     with sharing() as (rank, world):
         forecast_arms(compared, rank, world)
     if rank == 0:
         item = next((item for item in comparison.items if item["case"] == case), comparison.items[0])
-        patient = comparison.read(item).patient
-        figure = slices.six_arms(patient.volume("flair_w000"), patient.brain, comparison.under_each_arm(model, item))
+        figures = _six_arms(comparison, item)
         facts = f"{len(compared.items)} patients of {Path(comparison.dataset_dir).name}, forecast from w000 alone."
         tables, notes = _effects(compared)
-        report = Report(tables, {"arms": figure}, facts, notes + _left_out(comparison.guard))
+        notes = _warnings(provenance.split, len(compared.items)) + notes + _left_out(comparison.guard)
+        report = Report(tables, figures, facts, _described(provenance, comparison), notes)
         print(f"report: {report.write(comparison.output_dir)}")
     _exit_code(comparison.guard)
 
@@ -190,7 +196,24 @@ def _left_out(guard: Guard) -> list[str]:
     return list(dict.fromkeys(f"Left out: {failure}" for failure in guard.failures))
 
 
-def _first(comparison: Evaluation, patients: int) -> Evaluation:
+def _warnings(split: str, patients: int) -> list[str]:
+    """Notes of the report on what makes its numbers doubtful."""
+    notes = []
+    if patients < FEW_PATIENTS:
+        notes.append(f"Only {patients} patients: differences between forecasters are mostly chance.")
+    if split in ("all", "training"):
+        notes.append(f"The split {split!r} holds patients that model and baselines were fitted to.")
+    return notes
+
+
+def _described(provenance: Provenance, evaluation: Evaluation) -> dict[str, Any]:
+    """Provenance in plain JSON types; patients that cannot be read are left out."""
+    versions = [evaluation.guard.call(evaluation.read.version, item, None) for item in evaluation.items]
+    known = [version for version in versions if version is not None]
+    return provenance.describe(evaluation.dataset_dir, known, evaluation.forecasters)
+
+
+def _first(comparison: Evaluation, patients: int | None) -> Evaluation:
     simulated = is_simulated(comparison.dataset_dir)
     return replace(comparison, items=comparison.items[: patients if simulated else 0])
 
@@ -199,7 +222,7 @@ def _effects(comparison: Evaluation) -> tuple[dict[str, pd.DataFrame], list[str]
     """The table of effects and notes on it."""
     if not comparison.items:
         return {}, []
-    expected, true = expected_counts(comparison), true_counts(comparison)
+    expected, (true, means) = expected_counts(comparison), true_counts(comparison)
     complete = complete_patients(expected, true)
     notes = []
     if not complete.all():
@@ -211,7 +234,8 @@ def _effects(comparison: Evaluation) -> tuple[dict[str, pd.DataFrame], list[str]
         return {}, notes
     given = np.array([checked_arm(item["arm"], "correct the datalist", case=item["case"]) for item in comparison.items])
     roles = {name: forecaster.role for name, forecaster in comparison.forecasters.items()}
-    table = effects_table({name: x[complete] for name, x in expected.items()}, true[complete], given[complete], roles)
+    expected = {name: x[complete] for name, x in expected.items()}
+    table = effects_table(expected, true[complete], means[complete], given[complete], roles)
     return {"counterfactual": table}, notes
 
 
@@ -221,6 +245,7 @@ def _charts(scores: Mapping[str, Scores], tables: Mapping[str, pd.DataFrame]) ->
         "roc_pr": charts.roc_and_pr(scores),
         "counts": charts.count_scatter(scores),
         "reliability": charts.reliability(scores),
+        "froc": charts.froc_curves(scores),
         "pit": charts.pit_histograms(scores),
         "decisions": charts.decision_curves(scores),
     }
@@ -232,10 +257,9 @@ def _charts(scores: Mapping[str, Scores], tables: Mapping[str, pd.DataFrame]) ->
 
 
 def _patient_figures(
-    evaluation: Evaluation, scores: Scores, model: str, figure_members: int, case: str | None
+    evaluation: Evaluation, item: Mapping[str, Any], model: str, figure_members: int
 ) -> dict[str, Figure]:
-    """Members, heatmaps and the six arms of one patient."""
-    item = _shown(evaluation, scores, case)
+    """Members and heatmaps of one patient."""
     observed = evaluation.read(item)
     flair, brain = observed.patient.volume("flair_w048"), observed.patient.brain
     larger = {f"{model} of {figure_members}": ensembles(evaluation.forecasters)[model].with_members(figure_members)}
@@ -243,15 +267,24 @@ def _patient_figures(
     ensemble.score()
     (packed,) = (of_patient["members"][0] for of_patient in ensemble.scores().values())
     members = np.unpackbits(packed, axis=1, count=brain.size).reshape(-1, *brain.shape) > 0
-    of_arms = evaluation.under_each_arm(model, item)
-    heatmaps = {f"fraction of {figure_members} members": members.mean(axis=0)}
-    if observed.patient.arm < len(of_arms):
-        heatmaps["one-call heatmap"] = of_arms[observed.patient.arm].heatmap
+    heatmaps = {
+        f"fraction of {figure_members} members": members.mean(axis=0),
+        f"heatmap of {model}": evaluation.forecasters[model](observed.patient)[0].heatmap,
+    }
     return {
         "members": slices.members_and_outcome(flair, brain, members, observed.outcome),
         "heatmap": slices.heatmaps_and_outcome(flair, brain, heatmaps, observed.outcome),
-        "arms": slices.six_arms(flair, brain, of_arms),
     }
+
+
+def _six_arms(comparison: Evaluation, item: Mapping[str, Any]) -> dict[str, Figure]:
+    """A patient under each treatment by the model of w000 alone; nothing if there is none."""
+    model = model_of(comparison.forecasters)
+    if model is None:
+        return {}
+    patient = comparison.read(item).patient
+    forecasts = comparison.under_each_arm(model, item)
+    return {"arms": slices.six_arms(patient.volume("flair_w000"), patient.brain, forecasts)}
 
 
 def _shown(evaluation: Evaluation, scores: Scores, case: str | None) -> Mapping[str, Any]:

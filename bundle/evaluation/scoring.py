@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import logit
 
-from bundle.evaluation.locations import location_scores
+from bundle.evaluation.locations import location_scores, site_scores
 from bundle.forecasters.base import SCORED_REGIONS, Forecast, Role
 from bundle.forecasters.cohort import ObservedCase
 from bundle.lesions import DetectionRule, LesionRule, voxel_volume_mm3
@@ -40,7 +40,7 @@ class Scoring:
 
         Of each of R draws (R,), NaN where it forecasts nothing: `NUMBERS` and "presence of <region>". Of the outcome:
         "arm", "true_count", "true presence of <region>". Of the first draw's heatmap and members, if it has them: see
-        `_heatmap_scores`, `bundle.evaluation.locations.location_scores` and `_member_scores`.
+        `_heatmap_scores`, `bundle.evaluation.locations` and `_member_scores`.
         """
         outcome = observed.record.outcome
         scores = {name: np.array([number(name, f, outcome.count) for f in forecasts], float) for name in NUMBERS}
@@ -53,6 +53,7 @@ class Scoring:
             patient = observed.patient
             scores |= self._heatmap_scores(first, observed)
             scores |= location_scores(first.heatmap, observed.outcome, patient.brain, patient.affine, self.rule)
+            scores |= site_scores(first, observed.outcome, patient.brain, patient.affine, self.rule)
         if first.members is not None:
             scores |= _member_scores(first, observed)
         return scores
@@ -103,6 +104,8 @@ def number(name: str, forecast: Forecast, true_count: int) -> float:
     """One of `NUMBERS`."""
     if name == "p_active":
         return forecast.p_active
+    if np.isnan(forecast.counts).any():
+        return np.nan
     if name == "count":
         return forecast.expected_count
     if name == "log_count":

@@ -90,7 +90,8 @@ class Forecast:
 
     Attributes:
         p_active: probability of at least one lesion; NaN if not forecast.
-        counts, probabilities: (M,), distribution of the lesion count; the counts need not be integers.
+        counts, probabilities: (M,), distribution of the lesion count; the counts need not be integers, and are NaN if
+            not forecast.
         presence: by region of `SCORED_REGIONS`, the probability of a lesion there; empty if not forecast.
         heatmap: (H, W, S) float32, probability of each voxel to lie in a lesion; None if not forecast.
         members: (K, H, W, S) bool, the lesions of each member, if the forecast is an ensemble.

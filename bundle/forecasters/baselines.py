@@ -145,13 +145,60 @@ class FrequencyMap:
 
     def map_of(self, patient: Patient, volume_ml: float) -> np.ndarray:
         """(H, W, S) float32 probabilities that add up to `volume_ml`, 0 outside the brain."""
-        spacing_mm = voxel_sizes(patient.affine)
-        density = (
-            ndimage.gaussian_filter(self.cohort.frequency, self.smoothing_mm / spacing_mm, mode="constant")
-            * patient.brain
-        )
-        voxels = volume_ml * 1000 / np.prod(spacing_mm)
-        return np.clip(density * (voxels / max(density.sum(), 1e-12)), 0, 1).astype(np.float32)
+        return scaled(self.density(patient), patient, volume_ml)
+
+    def density(self, patient: Patient) -> np.ndarray:
+        """(H, W, S) the smoothed map, not scaled."""
+        sigma = self.smoothing_mm / voxel_sizes(patient.affine)
+        return ndimage.gaussian_filter(self.cohort.frequency, sigma, mode="constant")
+
+
+class FreeOfLesions:
+    """The frequency map without the voxels that are lesions at w048 already; forecasts places only.
+
+    Args:
+        frequency: the map.
+    """
+
+    role, num_members = Role.BASELINE, None
+
+    def __init__(self, frequency: FrequencyMap) -> None:
+        self.frequency = frequency
+        self.key = key_of("frequency map free of lesions", frequency.key)
+
+    def __call__(self, patient: Patient) -> Sequence[Forecast]:
+        free = np.all([patient.volume(name) <= 0 for name in ("t2_w000", "t2_w048", "net2_w048")], axis=0)
+        return [places_only(self.frequency.density(patient) * free, patient, self.frequency.cohort)]
+
+
+class Uniform:
+    """Every voxel of the brain is equally likely; forecasts places only.
+
+    Args:
+        cohort: of the training split.
+    """
+
+    role, num_members = Role.BASELINE, None
+
+    def __init__(self, cohort: Cohort) -> None:
+        self.cohort = cohort
+        self.key = key_of("uniform", cohort.key)
+
+    def __call__(self, patient: Patient) -> Sequence[Forecast]:
+        return [places_only(np.ones(patient.brain.shape), patient, self.cohort)]
+
+
+def places_only(density: np.ndarray, patient: Patient, cohort: Cohort) -> Forecast:
+    """A forecast of places alone: a density (H, W, S) scaled to the mean lesion volume of the arm."""
+    volume_ml = float(np.mean([record.outcome.volume_ml for record in cohort.of_arm(patient.arm)]))
+    return Forecast(np.nan, np.array([np.nan]), np.ones(1), heatmap=scaled(density, patient, volume_ml))
+
+
+def scaled(density: np.ndarray, patient: Patient, volume_ml: float) -> np.ndarray:
+    """(H, W, S) float32 probabilities in proportion to a density, adding up to `volume_ml`, 0 outside the brain."""
+    density = density * patient.brain
+    voxels = volume_ml * 1000 / np.prod(voxel_sizes(patient.affine))
+    return np.clip(density * (voxels / max(density.sum(), 1e-12)), 0, 1).astype(np.float32)
 
 
 class Regression:
@@ -165,13 +212,20 @@ class Regression:
         rule: what counts as a lesion.
         masks: those that may be used, of `bundle.forecasters.cohort.MASKS`; without w048's for a forecast from w000
             alone.
+        frequency: the map; by default that of the cohort.
     """
 
     role, num_members = Role.BASELINE, None
 
-    def __init__(self, cohort: Cohort, rule: LesionRule, masks: Sequence[str] = MASKS) -> None:
+    def __init__(
+        self,
+        cohort: Cohort,
+        rule: LesionRule,
+        masks: Sequence[str] = MASKS,
+        frequency: FrequencyMap | None = None,
+    ) -> None:
         self.cohort, self.rule, self.masks = cohort, rule, tuple(masks)
-        self.frequency = FrequencyMap(cohort)
+        self.frequency = frequency or FrequencyMap(cohort)
         self.key = key_of("regression", cohort.key, self.frequency.key, masks=self.masks, rule=rule)
 
     def __call__(self, patient: Patient) -> Sequence[Forecast]:

@@ -51,6 +51,11 @@ def made_scores(seed=0, draws=1, skill=1.0, role=Role.MODEL):
         "log score of voxels": outcome_lesions * rng.normal(2, 1, N),
         "log score of lesions": outcome_lesions * rng.normal(0.5, 0.2, N),
         "lesions in top": outcome_lesions[:, None] * rng.random((N, 3)),
+        "false sites": np.where(count > 0, rng.integers(0, 2, (60, N)), 0).T,
+        "lesions by site": rng.multinomial(outcome_lesions, np.full(70, 1 / 70))[:, :60],
+        "sites": np.full((N, 7), 5.0),
+        "site probability": 5 * rng.random((N, 7)),
+        "sites with a lesion": rng.integers(0, 5, (N, 7)),
         "lesions near sites": rng.binomial(outcome_lesions[:, None], 0.5, (N, 4)),
     }
     values["lesions_found"] = rng.binomial(values["lesions"], 0.5)

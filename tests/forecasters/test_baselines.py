@@ -5,7 +5,16 @@ from scipy.stats import nbinom
 
 from bundle.arms import NULL_ARM
 from bundle.forecasters.base import SCORED_REGIONS, Findings, Patient, Role, ensembles
-from bundle.forecasters.baselines import AverageCount, FrequencyMap, NoNewLesions, Persistence, Population, Regression
+from bundle.forecasters.baselines import (
+    AverageCount,
+    FreeOfLesions,
+    FrequencyMap,
+    NoNewLesions,
+    Persistence,
+    Population,
+    Regression,
+    Uniform,
+)
 from bundle.forecasters.cohort import MASKS, Cohort, Record
 from bundle.lesions import LesionRule
 
@@ -40,8 +49,8 @@ def patient(arm=0, net2=(), gd=()):
 
 def all_baselines(cohort):
     rule = LesionRule()
-    fitted = [cls(cohort) for cls in (Population, AverageCount, FrequencyMap)]
-    return [NoNewLesions(), Persistence(rule), Regression(cohort, rule), *fitted]
+    fitted = [cls(cohort) for cls in (Population, AverageCount, FrequencyMap, Uniform)]
+    return [NoNewLesions(), Persistence(rule), Regression(cohort, rule), FreeOfLesions(fitted[2]), *fitted]
 
 
 SMALL = cohort_of(record(0, 2), record(0, 0), record(0, 4), record(5, 0))
@@ -57,7 +66,7 @@ def test_each_declares_its_role_and_that_it_has_no_members():
 def test_keys_differ_between_forecasters_and_cohorts():
     other = Cohort(SMALL.records, SMALL.frequency, "another key")
     keys = [baseline.key for cohort in (SMALL, other) for baseline in all_baselines(cohort)]
-    assert len(set(keys)) == 6 + 4  # two of them need no cohort
+    assert len(set(keys)) == 8 + 6  # two of them need no cohort
 
 
 def test_no_new_lesions_means_none():
@@ -95,6 +104,18 @@ def test_the_frequency_map_holds_the_arms_volume_within_the_brain():
     assert forecast.heatmap.sum() == pytest.approx(0.024 * 2 * 1000 / 12)  # mean volume by the voxel's, 12 mm3
     assert not forecast.heatmap[~BRAIN].any() and np.unravel_index(forecast.heatmap.argmax(), SHAPE) == (5, 6, 2)
     assert forecast.expected_count == pytest.approx(2)
+
+
+def test_forecasters_of_places_alone_state_neither_activity_nor_counts():
+    someone = patient(arm=0, net2=[(5, 6, 2)])
+    volume = FrequencyMap(SMALL)(someone)[0].heatmap.sum()
+    for forecaster in (Uniform(SMALL), FreeOfLesions(FrequencyMap(SMALL))):
+        (forecast,) = forecaster(someone)
+        assert np.isnan(forecast.p_active) and np.isnan(forecast.expected_count) and not forecast.presence
+        assert forecast.heatmap.sum() == pytest.approx(volume) and not forecast.heatmap[~BRAIN].any()
+    assert np.ptp(Uniform(SMALL)(someone)[0].heatmap[BRAIN]) == 0
+    free = FreeOfLesions(FrequencyMap(SMALL))(someone)[0].heatmap
+    assert free[5, 6, 2] == 0 and free[5, 7, 2] > 0
 
 
 def test_regression_finds_the_coefficients_it_was_simulated_from():

@@ -30,6 +30,10 @@ class Metric(ABC):
     has_gap: bool = True
     has_target: bool = False
 
+    def positives(self, scores: Scores) -> Values:
+        """(N,) bool, the patients that most of its information comes from: where they are few, it has no interval."""
+        return scores.active
+
     @abstractmethod
     def compute(self, scores: Scores, weights: Values) -> Values:
         """(B,), one value for each weighting.

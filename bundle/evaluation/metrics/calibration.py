@@ -62,6 +62,28 @@ class HeatmapCalibrationError(Metric):
         return calibration_error(*heatmap_bins(scores, weights))
 
 
+class SiteCalibrationError(Metric):
+    """Expected calibration error of the likely sites' probabilities in seven bins; in [0, 1].
+
+    A site is a hit if the centre of a lesion lies within its radius of 10 mm; the first ten sites of every patient.
+    """
+
+    name, score, higher_is_better, by_arm = "calibration error of likely sites", "sites", False, False
+    has_gap = False
+
+    def compute(self, scores: Scores, weights: Values) -> Values:
+        return calibration_error(*site_bins(scores, weights))
+
+
+class SiteRatio(Metric):
+    """Sum of the likely sites' probabilities / number of hits; 1 is perfect, more is too sure. NaN without hits."""
+
+    name, score, higher_is_better, by_arm = "forecast / observed hits of likely sites", "sites", None, False
+
+    def compute(self, scores: Scores, weights: Values) -> Values:
+        return ratio_of_sums(scores["site probability"], scores["sites with a lesion"], weights)
+
+
 class VolumeRatio(Metric):
     """Sum of the heatmaps / number of lesion voxels, all patients together; 1 is perfect. NaN without lesion voxels."""
 
@@ -90,3 +112,8 @@ def heatmap_bins(scores: Scores, weights: Values) -> list[Values]:
     """(B, 21) each: voxels of a bin, sum of their probabilities, number of lesion voxels."""
     names = ("voxels", "forecast_voxels", "lesion_voxels")
     return [np.add.reduceat(weights @ scores[name], HEATMAP_BINS, axis=-1) for name in names]
+
+
+def site_bins(scores: Scores, weights: Values) -> list[Values]:
+    """(B, 7) each: likely sites of a bin, sum of their probabilities, number of hits."""
+    return [weights @ scores[name] for name in ("sites", "site probability", "sites with a lesion")]

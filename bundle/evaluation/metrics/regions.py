@@ -26,6 +26,10 @@ class RegionMetric(Metric):
     def __init__(self, name: str, region: str) -> None:
         self.name, self.score, self.truth = f"{name}, {region}", f"presence of {region}", f"true presence of {region}"
 
+    def positives(self, scores: Scores) -> Values:
+        """(N,) bool, patients with a lesion there."""
+        return scores[self.truth] > 0
+
     def compute(self, scores: Scores, weights: Values) -> Values:
         truth = scores[self.truth]
         known = ~np.isnan(truth)

@@ -198,3 +198,22 @@ def test_net_benefit_counts_treated_patients(scores):
     p, active = scores["p_active"][:, 0], scores.active
     expected = ((p >= 0.2) & active).sum() / N - ((p >= 0.2) & ~active).sum() / N / 4
     assert computed("net benefit at 20 %", scores)[0] == pytest.approx(expected)
+
+
+def test_froc_is_read_where_the_curve_passes_so_many_false_sites(scores):
+    """Two patients: three lesions found at sites of fraction 1, one at lower ones, with 1 and 3 false sites."""
+    false, found = np.zeros((N, 60)), np.zeros((N, 60))
+    found[0, 59], found[1, 40], false[0, 59], false[1, 40] = 3, 1, 2, 6
+    lesions = np.zeros(N, int)
+    lesions[:2] = 3
+    known = changed(scores, **{"false sites": false, "lesions by site": found, "outcome_lesions": lesions})
+    assert computed("lesions found at 1 false site a patient", known)[0] == pytest.approx(3 / 6)
+    assert computed("lesions found at 2 false sites a patient", known)[0] == pytest.approx((3 + 1 / 3) / 6)
+    assert computed("lesions found at 4 false sites a patient", known)[0] == pytest.approx(4 / 6)
+
+
+def test_likely_sites_are_calibrated_where_hits_are_as_many_as_was_said(scores):
+    sites, p, hits = scores["sites"].sum(0), scores["site probability"].sum(0), scores["sites with a lesion"].sum(0)
+    error = np.abs(p - hits).sum() / sites.sum()
+    assert computed("calibration error of likely sites", scores)[0] == pytest.approx(error)
+    assert computed("forecast / observed hits of likely sites", scores)[0] == pytest.approx(p.sum() / hits.sum())
