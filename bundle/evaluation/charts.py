@@ -20,9 +20,12 @@ from bundle.metrics import net_benefit
 
 COLOURS = {  # by role, used in turn
     Role.FLOOR: ("#adb5bd", "#8d99ae"),
-    Role.BASELINE: ("#2a9d8f", "#6f4518", "#e09f3e", "#0077b6"),
+    Role.BASELINE: (
+        *("#2a9d8f", "#6f4518", "#0077b6", "#90be6d", "#84a59d", "#f28482", "#b5838d", "#e09f3e"),
+        *("#f3722c", "#577590"),
+    ),
     Role.MODEL: ("#c1121f", "#7b2cbf", "#f15bb5"),
-    Role.CEILING: ("#222222", "#666666", "#999999"),
+    Role.CEILING: ("#222222", "#4a6fa5", "#b08968"),
     Role.OUTCOME: ("#39ff88",),
 }
 DIAGONAL = {"color": "#cccccc", "lw": 1}

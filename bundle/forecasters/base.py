@@ -54,6 +54,7 @@ class Patient:
         affine: (4, 4) of the slab.
         dseg: FreeSurfer labels on any grid of the same world, or None.
         dataset_dir: for forecasters that read more than scans (the oracle).
+        covariates: by name of `bundle.forecasters.cohort.TABLED`; None where it is unknown.
     """
 
     case: str
@@ -63,6 +64,7 @@ class Patient:
     affine: np.ndarray
     dseg: Volume | None = None
     dataset_dir: str = ""
+    covariates: Mapping[str, float | None] = field(default_factory=dict)
 
     def volume(self, name: str) -> np.ndarray:
         """(H, W, S) of one of `bundle.data.bids.CONDITION`."""

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -133,6 +135,27 @@ def test_regression_finds_the_coefficients_it_was_simulated_from():
         assert forecast.p_active == pytest.approx(1 - (2 / (2 + expected)) ** 2, abs=0.05)
         assert forecast.probabilities.sum() == pytest.approx(1)
         assert forecast.presence[CORTEX] == 0 and forecast.presence[WHITE] == pytest.approx(forecast.p_active, abs=0.01)
+
+
+def test_regression_uses_covariates_and_the_logarithm_of_months():
+    """Counts in proportion to the months and falling with age: unknown ones take the training mean."""
+    rng = np.random.default_rng(1)
+    age, months = rng.normal(40, 8, 3000), rng.uniform(6, 24, 3000)
+    counts = rng.poisson(0.1 * months * np.exp(-0.05 * (age - 40)))
+    rows = zip(counts.tolist(), age.tolist(), months.tolist())
+    records = [replace(record(0, c), covariates={"age": a, "months_w096": m}) for c, a, m in rows]
+    fitted = Regression(cohort_of(*records), LesionRule(), covariates=("age", "months_w096"))
+    expected = {
+        (40, 12): 1.2,
+        (50, 24): 2.4 * np.exp(-0.5),
+        (None, 12): 1.2,
+        (40, None): 0.1 * np.exp(np.log(months).mean()),
+    }
+    for (a, m), mean in expected.items():
+        (forecast,) = fitted(replace(patient(), covariates={"age": a, "months_w096": m}))
+        assert forecast.expected_count == pytest.approx(mean, rel=0.08)
+    (unknown,) = fitted(patient())
+    assert np.isfinite(unknown.expected_count)
 
 
 def test_regression_takes_the_training_mean_where_a_mask_is_unknown():
