@@ -60,7 +60,7 @@ GROUPS: dict[str, tuple[Section, ...]] = {  # by question
             "regions",
             "Regions with a new lesion",
             "Each lesion belongs to the region that holds most of its voxels, by SynthSeg's labels or the data set's "
-            'own; "any voxel": to every region that holds one of its voxels, which is the paper\'s definition. '
+            'own; "any voxel": to every region that holds one of its voxels, as the paper\'s definition is read here. '
             "Balanced accuracy, and F1 with precision and recall, are at the cut of each forecaster at which they "
             "were best on the calibration split.",
         ),
