@@ -19,8 +19,8 @@ from bundle.data.bids import CONDITION
 from bundle.lesions import LesionRule, Volume, region_of, regions_at, voxel_volume_mm3
 
 _REGIONS, ANY_VOXEL = ("cerebral white matter", "cortex"), ", any voxel"  # Favero et al. 2025, table 2
-# Where a lesion is present: in the region that holds most of it, or, as the paper's "at least one lesion in that region"
-# is read here, in every region that holds a voxel of it.
+# Where a lesion is present: in the region that holds most of it, or, as the paper's "at least one lesion in that
+# region" is read here, in every region that holds a voxel of it.
 SCORED_REGIONS = (*_REGIONS, *(f"{region}{ANY_VOXEL}" for region in _REGIONS))
 MAX_COUNT = 256  # the last entry of a count distribution means "this many or more"
 
