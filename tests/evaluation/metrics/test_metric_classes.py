@@ -87,7 +87,7 @@ def test_voxel_average_precision_is_that_of_all_voxels(scores):
     total, lesions = scores["voxels"].sum(0), scores["lesion_voxels"].sum(0)
     truth = np.concatenate([[1] * b + [0] * (a - b) for a, b in zip(total, lesions)])
     expected = sk.average_precision_score(truth, np.repeat(bins, total))
-    assert computed("voxel average precision", scores)[0] == pytest.approx(expected)
+    assert computed("voxel average precision (who x where)", scores)[0] == pytest.approx(expected)
 
 
 def test_calibration_errors_by_brute_force(scores):
@@ -144,7 +144,7 @@ def test_the_draws_of_a_monte_carlo_forecaster_are_averaged(metric, make_scores)
 
 @pytest.mark.parametrize(
     "name",
-    ["AUC", "average precision", "AUC within arms", "lesion sensitivity", "voxel average precision"]
+    ["AUC", "average precision", "AUC within arms", "lesion sensitivity", "voxel average precision (who x where)"]
     + [metric.name for metric in TABLES["where"]],
 )
 def test_without_active_patients_it_is_not_defined(name, scores):
