@@ -185,8 +185,13 @@ def lesion_table(lesions: Volume, *, dseg: Volume | None = None, members: Volume
 
 def region_of(points_mm: np.ndarray, dseg: Volume) -> str | None:
     """The region in which most of the points (N, 3) lie; None where the segmentation names none of them."""
-    names = [REGIONS[label] for label in dseg.at(points_mm).astype(int).tolist() if label in REGIONS]
+    names = regions_at(points_mm, dseg)
     return max(sorted(set(names)), key=names.count, default=None)
+
+
+def regions_at(points_mm: np.ndarray, dseg: Volume) -> list[str]:
+    """The region of each of the points (N, 3) that lies in one."""
+    return [REGIONS[label] for label in dseg.at(points_mm).astype(int).tolist() if label in REGIONS]
 
 
 def fraction_marking(points_mm: np.ndarray, members: Volume) -> float:

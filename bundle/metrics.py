@@ -82,6 +82,63 @@ def calibration_error(total: Values, forecast: Values, observed: Values) -> Valu
     return _ratio(np.abs(observed - forecast).sum(-1), total.sum(-1))
 
 
+def calibration_line(log_odds: Values, positive: Values, negative: Values) -> tuple[Values, Values]:
+    """Intercept and slope of logit P(positive) = intercept + slope * log odds, by maximum likelihood.
+
+    The slope of a calibrated forecast is 1; below 1 it is too extreme, above 1 too timid.
+
+    Args:
+        log_odds: (N,) of the forecast probabilities, finite.
+        positive, negative: (B, N), weight of positives and of negatives.
+
+    Returns:
+        (B,) each; NaN where the likelihood has no finite maximum: all log odds are equal, there are no positives or
+        no negatives, or the log odds separate them.
+    """
+    return _logistic(log_odds, positive, negative, np.stack([np.ones_like(log_odds), log_odds]), 0.0)
+
+
+def calibration_in_the_large(log_odds: Values, positive: Values, negative: Values) -> Values:
+    """Intercept of logit P(positive) = intercept + log odds; arguments as for `calibration_line`.
+
+    0 of a forecast that is right on average, positive where it forecasts too little. NaN unless both kinds occur.
+    """
+    return _logistic(log_odds, positive, negative, np.ones((1, len(log_odds))), 1.0)[0]
+
+
+def _logistic(log_odds: Values, positive: Values, negative: Values, terms: Values, offset: float) -> tuple[Values, ...]:
+    """Coefficients (B,) of the terms (T, N), beside offset * log odds, by Newton's method, all weightings at once."""
+    total = positive + negative
+    coefficients = np.zeros((len(total), len(terms)))
+    converged = np.zeros(len(total), bool)
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-np.clip(coefficients @ terms + offset * log_odds, -500, 500)))
+        gradient = (positive - total * p) @ terms.T
+        curvature = np.einsum("bn,sn,tn->bst", total * p * (1 - p), terms, terms, optimize=True)
+        solvable = np.linalg.det(curvature) > 1e-9
+        curvature[~solvable] = np.eye(len(terms))
+        step = np.linalg.solve(curvature, gradient[..., None])[..., 0]
+        longest = np.abs(step).max(axis=1)
+        converged = solvable & (longest < 1e-7)
+        if converged.all():
+            break
+        # A full step may overshoot. Where there is no maximum the coefficients wander off and never converge.
+        coefficients = coefficients + step / np.maximum(longest, 1)[:, None]
+    return tuple(np.where(converged, coefficients.T, np.nan))
+
+
+def net_benefit(predicted: Values, truth: Values, weights: Values, threshold: float) -> Values:
+    """(TP - FP * threshold / (1 - threshold)) / N: true positives, less false ones at the price the threshold sets.
+
+    At most the fraction of positives; 0 if nobody is treated. (N,) booleans and (B, N) weights; NaN without weight.
+
+    References:
+        Vickers, Elkin 2006, Decision curve analysis, Med. Decis. Making 26:565.
+    """
+    gained = predicted * np.where(truth, 1.0, -threshold / (1 - threshold))
+    return _ratio(weights @ gained, weights.sum(-1))
+
+
 def crps(counts: Values, probabilities: Values, count: float) -> float:
     """Continuous ranked probability score of counts: the integral over x of (P(X <= x) - 1[count <= x])^2.
 
@@ -95,6 +152,27 @@ def crps(counts: Values, probabilities: Values, count: float) -> float:
     points, place = np.unique(np.append(counts, count), return_inverse=True)
     cumulative = np.cumsum(np.bincount(place, np.append(probabilities, 0.0)))
     return float((np.square(cumulative - (points >= count))[:-1] * np.diff(points)).sum())
+
+
+def fair_crps(members: Values, count: float) -> float:
+    """CRPS of the distribution from which K members were drawn, estimated without bias: fair for any K.
+
+    mean_k |x_k - y| - sum_jk |x_j - x_k| / (2 K (K - 1)). In lesions; it may be negative for a single patient, and only
+    its mean over patients has a meaning. NaN for a single member.
+
+    Args:
+        members: (K,) counts.
+        count: observed.
+
+    References:
+        Ferro 2014, Fair scores for ensemble forecasts, Q. J. R. Meteorol. Soc. 140:1917, equation 4.
+    """
+    size = len(members)
+    if size < 2:
+        return math.nan
+    members = np.sort(np.asarray(members, float))
+    spread = 2 * (members @ (2 * np.arange(size) - size + 1))  # sum over all pairs, both orders
+    return float(np.abs(members - count).mean() - spread / (2 * size * (size - 1)))
 
 
 def quantile(counts: Values, probabilities: Values, level: float) -> float:

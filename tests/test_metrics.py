@@ -1,16 +1,22 @@
+import itertools
 import math
 
 import numpy as np
 import pytest
+import statsmodels.api as sm
 from sklearn import metrics as reference
 
 from bundle.metrics import (
     average_precision,
     balanced_accuracy,
     calibration_error,
+    calibration_in_the_large,
+    calibration_line,
     crps,
     f1,
+    fair_crps,
     log_skill,
+    net_benefit,
     precision,
     quantile,
     recall,
@@ -125,3 +131,51 @@ def test_log_skill_of_constant_and_perfect_maps():
     worse = -(fraction * math.log(0.2) + (1 - fraction) * math.log(0.8))
     assert log_skill(worse, fraction) < 0
     assert math.isnan(log_skill(constant, np.zeros(3)))
+
+
+def test_fair_crps_by_brute_force_and_of_one_member():
+    members = np.array([0, 4, 1, 1, 7])
+    pairs = np.abs(members[:, None] - members).sum()
+    assert fair_crps(members, 2) == pytest.approx(np.abs(members - 2).mean() - pairs / (2 * 5 * 4))
+    assert math.isnan(fair_crps(np.array([3]), 2))
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_fair_crps_of_drawn_members_is_that_of_their_distribution_on_average(size):
+    """Exactly: the mean over all ensembles that can be drawn, each with its probability."""
+    counts, p = np.array([0, 1, 5]), np.array([0.5, 0.3, 0.2])
+    ensembles = list(itertools.product(range(3), repeat=size))
+    found = sum(p[list(e)].prod() * fair_crps(counts[list(e)], 2) for e in ensembles)
+    assert found == pytest.approx(crps(counts, p, 2))
+
+
+def test_calibration_line_is_the_logistic_regression_in_every_draw(patients):
+    _, _, weights = patients
+    rng = np.random.default_rng(3)
+    log_odds = rng.normal(0, 2, N)
+    truth = rng.random(N) < 1 / (1 + np.exp(-0.5 * log_odds - 0.3))
+    intercept, slope = calibration_line(log_odds, weights * truth, weights * ~truth)
+    for b, draw in enumerate(weights[:5]):
+        x, y = repeated(draw, log_odds, truth)
+        exact = sm.GLM(y.astype(float), sm.add_constant(x), family=sm.families.Binomial()).fit().params
+        np.testing.assert_allclose([intercept[b], slope[b]], exact, rtol=1e-5)
+    found = calibration_in_the_large(log_odds, weights * truth, weights * ~truth)
+    exact = sm.GLM(truth.astype(float), np.ones(N), family=sm.families.Binomial(), offset=log_odds).fit().params
+    assert found[0] == pytest.approx(exact[0])
+
+
+@pytest.mark.parametrize(
+    ("log_odds", "truth"),
+    [([1, 1, 1, 1], [0, 1, 0, 1]), ([-2, -1, 1, 2], [0, 0, 1, 1]), ([-1, 0, 1, 2], [0, 0, 0, 0])],
+)
+def test_a_calibration_line_without_a_maximum_is_not_defined(log_odds, truth):
+    truth = np.array(truth, bool)
+    intercept, slope = calibration_line(np.array(log_odds, float), 1.0 * truth[None], 1.0 * ~truth[None])
+    assert np.isnan(intercept[0]) and np.isnan(slope[0])
+
+
+def test_net_benefit_of_known_decisions():
+    """Two true and one false positive of five at odds 1 : 4; all of two positives; nobody."""
+    truth = np.array([1, 1, 0, 0, 0], bool)
+    for predicted, expected in (([1, 1, 1, 0, 0], (2 - 0.25) / 5), ([1, 1, 1, 1, 1], (2 - 0.75) / 5), ([0] * 5, 0)):
+        assert net_benefit(np.array(predicted, bool), truth, np.ones((1, 5)), 0.2)[0] == pytest.approx(expected)

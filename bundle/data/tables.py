@@ -4,6 +4,7 @@ import csv
 import re
 from collections.abc import Mapping
 from datetime import datetime
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from bundle.arms import arm_index
 from bundle.errors import InputError
 
 LABEL = re.compile(r"sub-[A-Za-z0-9]+")
+COVARIATES = ("age", "sex", "disease_duration", "edss", "relapses")
 _DAYS_A_MONTH = 365.25 / 12
 
 
@@ -89,6 +91,30 @@ def visit_months(dataset_dir: Path, case: str, sessions: Mapping[str, str]) -> d
     first = next(iter(times.values()), None)
     since = {visit: None if time is None or first is None else round(time - first, 2) for visit, time in times.items()}
     return since
+
+
+def read_covariates(dataset_dir: str | Path, case: str) -> dict[str, float | None]:
+    """The columns `COVARIATES` of participants.tsv for a patient; None where they are missing or not a number.
+
+    Sex is 1 for F and 0 for M.
+
+    Raises:
+        InputError: no table that can be read.
+    """
+    rows = _read_table(participants_path(dataset_dir), ("participant_id",))
+    row = next((row for row in rows if row["participant_id"].strip() == case), {})
+    return {name: _covariate(row.get(name, "")) for name in COVARIATES}
+
+
+def _covariate(text: str) -> float | None:
+    text = text.strip()
+    if text in ("F", "M"):
+        return float(text == "F")
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if isfinite(value) else None
 
 
 def _months(row: Mapping[str, str]) -> float | None:

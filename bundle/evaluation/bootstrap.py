@@ -24,3 +24,8 @@ def interval(replicates: Values) -> tuple[float, float]:
     """
     drawn = replicates[1:][np.isfinite(replicates[1:])]
     return tuple(np.percentile(drawn, [2.5, 97.5]).tolist()) if len(drawn) else (np.nan, np.nan)
+
+
+def undefined(replicates: Values) -> int:
+    """In how many of the draws, of (1 + draws,) values, the metric is not defined."""
+    return int((~np.isfinite(replicates[1:])).sum())

@@ -6,20 +6,26 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
+from scipy.stats import binom
 from sklearn.metrics import precision_recall_curve, roc_curve
 from statsmodels.stats.proportion import proportion_confint
 
 from bundle.arms import CLASSES
-from bundle.evaluation.metrics.calibration import HEATMAP_BINS, activity_bins, heatmap_bins
+from bundle.evaluation.metrics.calibration import HEATMAP_BINS, activity_bins, heatmap_bins, site_bins
+from bundle.evaluation.metrics.where import LOG_SCORE, froc
 from bundle.evaluation.scoring import BIN_EDGES, Scores
 from bundle.evaluation.tables import ALL
 from bundle.forecasters.base import Role
+from bundle.metrics import net_benefit
 
 COLOURS = {  # by role, used in turn
     Role.FLOOR: ("#adb5bd", "#8d99ae"),
-    Role.BASELINE: ("#2a9d8f", "#6f4518", "#e09f3e", "#0077b6"),
+    Role.BASELINE: (
+        *("#2a9d8f", "#6f4518", "#0077b6", "#90be6d", "#84a59d", "#f28482", "#b5838d", "#e09f3e"),
+        *("#f3722c", "#577590"),
+    ),
     Role.MODEL: ("#c1121f", "#7b2cbf", "#f15bb5"),
-    Role.CEILING: ("#222222", "#666666"),
+    Role.CEILING: ("#222222", "#4a6fa5", "#b08968"),
     Role.OUTCOME: ("#39ff88",),
 }
 DIAGONAL = {"color": "#cccccc", "lw": 1}
@@ -93,11 +99,12 @@ def count_scatter(scores: Mapping[str, Scores]) -> Figure:
 
 
 def reliability(scores: Mapping[str, Scores]) -> Figure:
-    """Observed against forecast frequency: P(active) in bins of .1 with 95 % Wilson intervals, and the voxels."""
+    """Observed against forecast frequency: P(active) in bins of .1 with 95 % Wilson intervals, voxels, sites."""
     colours = colours_of({name: s.role for name, s in scores.items()})
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    left, right, sites = figure.subplots(1, 3)
     left.plot([0, 1], [0, 1], **DIAGONAL)
+    sites.plot([0, 1], [0, 1], **DIAGONAL)
     right.plot([1e-6, 1], [1e-6, 1], **DIAGONAL)
     for name, p in _distinguishing(scores, "p_active"):
         if np.isin(p, (0, 1)).all():  # yes or no instead of a probability
@@ -115,10 +122,89 @@ def reliability(scores: Mapping[str, Scores]) -> Figure:
             filled = (total > 0) & (observed > 0) & (BIN_EDGES[HEATMAP_BINS] > 0)
             x, y = forecast[filled] / total[filled], observed[filled] / total[filled]
             right.plot(x, y, color=colours[name], marker="o", ms=3, lw=1)
+        if "sites" in s and s.role is not Role.OUTCOME:
+            total, forecast, observed = (x[0] for x in site_bins(s, np.ones((1, len(s.cases)))))
+            filled = total > 0
+            x, y = forecast[filled] / total[filled], observed[filled] / total[filled]
+            sites.plot(x, y, color=colours[name], marker="o", ms=3, lw=1)
     left.set(xlabel="forecast P(active), mean of the bin", ylabel="observed fraction active", title="Patients")
     right.set(xscale="log", yscale="log", xlim=(1e-6, 1), ylim=(1e-6, 1), title="Voxels")
     right.set(xlabel="forecast probability of NET2, mean of the bin", ylabel="observed fraction of NET2 voxels")
+    sites.set(
+        xlabel="forecast probability of a site, mean of the bin", ylabel="observed fraction", title="Likely sites"
+    )
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    return figure
+
+
+def froc_curves(scores: Mapping[str, Scores]) -> Figure:
+    """Fraction of lesions near a likely site over false sites per active patient."""
+    colours = colours_of({name: s.role for name, s in scores.items()})
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axis = figure.subplots()
+    for name, s in scores.items():
+        if LOG_SCORE in s and s.role is not Role.OUTCOME:
+            false, found = froc(s, np.ones((1, len(s.cases))))
+            axis.plot(false[0], found[0], color=colours[name], lw=1.4, label=display_name(name))
+    axis.set(
+        xlim=(0, 8), ylim=(0, 1), xlabel="false sites per active patient", ylabel="fraction of lesions within 10 mm"
+    )
+    figure.legend(loc="outside right center", frameon=False, fontsize=8)
+    return figure
+
+
+def pit_histograms(scores: Mapping[str, Scores]) -> Figure:
+    """Randomised probability integral transform of the count, one panel for each forecaster that states a distribution.
+
+    Where the outcome lies in the forecast distribution, P(X < y) + u P(X = y) with u uniform: uniform for a calibrated
+    forecast, a U for one that is too narrow. The band holds 95 % of the bars of a calibrated one.
+
+    References:
+        Czado, Gneiting, Held 2009, Predictive model assessment for count data, Biometrics 65:1254.
+    """
+    shown = {name: randomised_pit(s) for name, s in scores.items() if _states_a_distribution(s)}
+    rows, columns = -(-max(len(shown), 1) // 4), min(max(len(shown), 1), 4)
+    figure = Figure(figsize=(2.7 * columns, 2.5 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    colours = colours_of({name: s.role for name, s in scores.items()})
+    for axis, (name, pit) in zip(axes, shown.items()):
+        low, high = np.array(binom.interval(0.95, len(pit), 0.1)) / len(pit) * 10
+        axis.axhspan(low, high, color="#eeeeee", lw=0)
+        axis.axhline(1, **DIAGONAL)
+        axis.hist(pit, bins=10, range=(0, 1), weights=np.full(len(pit), 10 / len(pit)), color=colours[name], alpha=0.8)
+        axis.set_title(display_name(name), fontsize=9)
+    for axis in axes[len(shown) :]:
+        axis.set_axis_off()
+    figure.supxlabel("randomised PIT of the count", fontsize=9)
+    figure.supylabel("density", fontsize=9)
+    return figure
+
+
+def randomised_pit(scores: Scores) -> np.ndarray:
+    """(N,) P(X < y) + u P(X = y) of the count; the same uniform numbers u for every forecaster."""
+    fewer, at_most = scores["fewer"][:, 0], scores["at_most"][:, 0]
+    return fewer + np.random.default_rng(0).random(len(fewer)) * (at_most - fewer)
+
+
+def decision_curves(scores: Mapping[str, Scores]) -> Figure:
+    """Net benefit over the threshold of P(active) from which on a patient is treated, beside treating all and none."""
+    colours = colours_of({name: s.role for name, s in scores.items()})
+    thresholds, ones = np.linspace(0.02, 0.8, 79), np.ones((1, len(next(iter(scores.values())).cases)))
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axis = figure.subplots()
+    active = next(iter(scores.values())).active
+
+    def curve(p: np.ndarray) -> list[float]:
+        return [net_benefit(p >= threshold, active, ones, threshold)[0] for threshold in thresholds]
+
+    axis.plot(thresholds, curve(np.ones(len(active))), color="#777777", lw=1, ls="--", label="treat all")
+    axis.plot(thresholds, curve(np.zeros(len(active))), color="#777777", lw=1, ls=":", label="treat none")
+    for name, p in _distinguishing(scores, "p_active"):
+        if not np.isin(p, (0, 1)).all():
+            axis.plot(thresholds, curve(p), color=colours[name], lw=1.4, label=display_name(name))
+    top = max(active.mean(), 0.01)
+    axis.set(ylim=(-0.25 * top, 1.05 * top), xlabel="threshold of P(active)", ylabel="net benefit")
+    figure.legend(loc="outside right center", frameon=False, fontsize=8)
     return figure
 
 
@@ -175,6 +261,13 @@ def gap_closed(tables: Mapping[str, pd.DataFrame], colours: Mapping[str, str]) -
         axis.plot([], [], "o", color=colours[name], label=display_name(name))
     figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     return figure
+
+
+def _states_a_distribution(scores: Scores) -> bool:
+    """Whether it has a distribution of the count, and not one number (a draw, the outcome)."""
+    if "at_most" not in scores or scores.num_draws > 1:
+        return False
+    return not (np.isin(scores["fewer"], (0, 1)) & np.isin(scores["at_most"], (0, 1))).all()
 
 
 def _distinguishing(scores: Mapping[str, Scores], score: str) -> Iterator[tuple[str, np.ndarray]]:

@@ -21,7 +21,7 @@ from bundle.arms import ARMS
 from bundle.errors import InputError
 from bundle.evaluation.bootstrap import bootstrap_weights
 from bundle.evaluation.cases import Evaluation
-from bundle.evaluation.tables import ALL, COLUMNS, rows_of
+from bundle.evaluation.tables import ALL, COLUMNS, Group, rows_of
 from bundle.forecasters.base import Forecaster, Role
 from bundle.forecasters.ensemble import Diffusion, EnsembleInferer
 from bundle.lesions import LesionRule
@@ -73,13 +73,17 @@ def expected_counts(evaluation: Evaluation) -> dict[str, Values]:
     return expected
 
 
-def true_counts(evaluation: Evaluation) -> Values:
-    """(N, 6) NET2 lesions at w096 that each simulated patient would have under each arm; NaN without a truth."""
-    rows = []
-    for item in evaluation.items:
+def true_counts(evaluation: Evaluation) -> tuple[Values, Values]:
+    """NET2 lesions at w096 that each simulated patient would have under each arm, (N, 6), and their mean given the
+    patient's true frailty and response, (N, 6); NaN without a truth.
+    """
+    counts, means = (np.full((len(evaluation.items), len(ARMS)), np.nan) for _ in range(2))
+    for index, item in enumerate(evaluation.items):
         truth = evaluation.guard.call(partial(read_truth, evaluation.dataset_dir), item["case"], None)
-        rows.append([np.nan if truth is None else len(truth["arms"][arm]["net2_w096"]) for arm in ARMS])
-    return np.array(rows, float)
+        if truth is not None:
+            counts[index] = [len(truth["arms"][arm]["net2_w096"]) for arm in ARMS]
+            means[index] = [truth["arms"][arm]["expected_net2_w096"] for arm in ARMS]
+    return counts, means
 
 
 def complete_patients(expected: Mapping[str, Values], true: Values) -> np.ndarray:
@@ -91,7 +95,12 @@ def complete_patients(expected: Mapping[str, Values], true: Values) -> np.ndarra
 
 
 def effects_table(
-    expected: Mapping[str, Values], true: Values, given: Values, roles: Mapping[str, Role], draws: int = 1000
+    expected: Mapping[str, Values],
+    true: Values,
+    means: Values,
+    given: Values,
+    roles: Mapping[str, Role],
+    draws: int = 1000,
 ) -> pd.DataFrame:
     """Errors of forecast effects, in the columns of `bundle.evaluation.tables.COLUMNS`; "arm" is the pair compared.
 
@@ -104,9 +113,13 @@ def effects_table(
       forecast gain, and the others get interferon beta-1a.
     - "monotone in efficacy": fraction of patients whose expected count falls from low to high efficacy.
 
+    PEHE and policy values are given twice: against the counts that happen, and, "expected", against their means, which
+    are free of chance.
+
     Args:
         expected: by forecaster, (N, 6), finite.
-        true: (N, 6), finite.
+        true: (N, 6), counts; finite.
+        means: (N, 6), of the counts given the patient's true frailty and response; finite.
         given: (N,), class index of the arm each patient was given; the bootstrap keeps their numbers.
         roles: by forecaster.
 
@@ -116,10 +129,12 @@ def effects_table(
     if not complete_patients(expected, true).all():
         raise ValueError("effects need the counts of every patient under every arm")
     weights, roles = bootstrap_weights(given, draws), {**roles, TRUTH: Role.OUTCOME}
+    against = {"": true, ", expected": means}  # ends the name of a metric
     rows: list[tuple] = []
 
     def add(metric: str, arms: str, by_name: Mapping[str, Values], higher_is_better: bool | None = None) -> None:
-        rows.extend(rows_of(metric, arms, len(true), by_name, roles, higher_is_better))
+        group = Group(arms, len(true), len(true))
+        rows.extend(rows_of(metric, group, by_name, roles, higher_is_better))
 
     def mean(values: Values) -> Values:
         return weighted_mean(values, weights)
@@ -130,15 +145,19 @@ def effects_table(
         forecast = {name: counts[:, first] - counts[:, second] for name, counts in expected.items()}
         add("ATE", pair, {TRUTH: mean(effect)} | {name: mean(x) for name, x in forecast.items()})
         add("ATE error", pair, {name: mean(x - effect) for name, x in forecast.items()})
-        add("PEHE", pair, {name: np.sqrt(mean(np.square(x - effect))) for name, x in forecast.items()}, False)
-    policies = {**expected, TRUTH: true}
-    best = {
-        name: np.take_along_axis(true, counts.argmin(axis=1)[:, None], axis=1)[:, 0]
-        for name, counts in policies.items()
-    }
-    add("policy value", ALL, {name: mean(x) for name, x in best.items()}, False)
-    limited = {name: mean(targeted(counts, true)) for name, counts in policies.items()}
-    add("policy value, limited", ALL, limited, False)
+        for ending, outcome in against.items():
+            effect = outcome[:, first] - outcome[:, second]
+            errors = {name: np.sqrt(mean(np.square(x - effect))) for name, x in forecast.items()}
+            add(f"PEHE{ending}", pair, errors, False)
+    for ending, outcome in against.items():
+        policies = {**expected, TRUTH: outcome}
+        best = {
+            name: np.take_along_axis(outcome, counts.argmin(axis=1)[:, None], axis=1)[:, 0]
+            for name, counts in policies.items()
+        }
+        add(f"policy value{ending}", ALL, {name: mean(x) for name, x in best.items()}, False)
+        limited = {name: mean(targeted(counts, outcome)) for name, counts in policies.items()}
+        add(f"policy value, limited{ending}", ALL, limited, False)
     ordered = [ARMS.index(arm) for arm in BY_EFFICACY]
     falls = {name: (np.diff(counts[:, ordered], axis=1) <= 0).all(axis=1) for name, counts in expected.items()}
     add("monotone in efficacy", ALL, {name: mean(x.astype(float)) for name, x in falls.items()})

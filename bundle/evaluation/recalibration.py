@@ -1,18 +1,16 @@
 """P(active) of an ensemble, corrected on patients that are not evaluated."""
 
 import numpy as np
-from scipy.special import logit
 from sklearn.linear_model import LogisticRegression
 
 from bundle.evaluation.scoring import Scores
-from bundle.metrics import Values
 
 
 class Recalibration:
     """Platt scaling: P(active) corrected by a logistic regression on its log-odds.
 
-    logit P' = a + b logit P, by maximum likelihood. The order of patients is kept (b > 0), hence AUC and AP. With an
-    ensemble of K members P is taken as (active members + 1/2) / (K + 1), which is never 0 or 1.
+    logit P' = a + b logit P, by maximum likelihood, from `Scores.log_odds`. The order of patients is kept (b > 0),
+    hence AUC and AP.
 
     Args:
         scores: of an ensemble, on the validation split.
@@ -27,16 +25,11 @@ class Recalibration:
     def __init__(self, scores: Scores) -> None:
         if scores.active.all() or not scores.active.any():
             raise ValueError("recalibration needs active and inactive patients")
-        model = LogisticRegression(C=np.inf, max_iter=1000).fit(_log_odds(scores), scores.active)
+        model = LogisticRegression(C=np.inf, max_iter=1000).fit(scores.log_odds, scores.active)
         self.model, self.slope, self.intercept = model, float(model.coef_[0, 0]), float(model.intercept_[0])
 
     def __call__(self, scores: Scores) -> Scores:
         """Scores with corrected P(active); all other scores are left out."""
-        p = self.model.predict_proba(_log_odds(scores))[:, 1]
+        p = self.model.predict_proba(scores.log_odds)[:, 1]
         values = {name: scores[name] for name in ("arm", "true_count")} | {"p_active": p[:, None]}
         return Scores(scores.cases, values, scores.role)
-
-
-def _log_odds(scores: Scores) -> Values:
-    counts = scores["member_counts"]
-    return logit(((counts > 0).sum(axis=1) + 0.5) / (counts.shape[1] + 1))[:, None]

@@ -1,6 +1,7 @@
 """The report of an evaluation: tables as CSV and JSON, figures as PNG and SVG, and one page that opens offline."""
 
 import base64
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -13,104 +14,17 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from bundle import __version__
 from bundle.evaluation.charts import display_name
-from bundle.evaluation.tables import FROM_BEST, FROM_CEILING
+from bundle.evaluation.sections import CAPTIONS, GROUPS, SUMMARY, Section
+from bundle.evaluation.tables import ALL, FROM_BEST, FROM_CEILING, FROM_ENSEMBLE, MIN_POSITIVES
 from bundle.files import written_whole
+from bundle.forecasters.base import Role
 
-HEADINGS = {  # of each table: heading and explanation
-    "regions": (
-        "Where: regions with a new lesion",
-        "A region is forecast where its probability is at least one half. Each lesion belongs to the region that "
-        "holds most of "
-        "its voxels, by SynthSeg's labels or the data set's own.",
-    ),
-    "activity": (
-        "Who: active patients",
-        "A patient is active who has at least one new or enlarging lesion at w096. AUC over all patients owes much to "
-        "the "
-        "treatment alone; AUC within arms does not.",
-    ),
-    "log_count": (
-        "How many: log count",
-        "Natural logarithm of 1 + count: the count can be 0, whose logarithm is not defined. Each forecaster states "
-        "its mean of "
-        "that logarithm, which minimises the expected squared error.",
-    ),
-    "where": (
-        "Where: location of the lesions of active patients",
-        "Every heatmap is scaled to the same volume, so that who is active and how much is forecast have no effect. "
-        "Log score: mean of log(density / uniform density within the brain) at the lesions, in nats; 0 for a uniform "
-        "map. Top of the brain: the part of its volume with the highest values. Sites: local maxima of the smoothed "
-        "heatmap, at least 20 mm apart.",
-    ),
-    "detection": (
-        "Who and where: lesions and voxels",
-        "Lesions of the consensus (voxels that at least half of the ensemble marks) against those of the outcome, "
-        "both of at "
-        "least 3 mm3. A lesion is found if the other map's lesions cover more than 10 % of it, and those that make up "
-        "65 % of "
-        "the overlap lie outside with at most 70 % of their voxels (MSSEG). Voxel scores are over the brain within "
-        "the slab; "
-        "those of the model are of its one-call heatmap.",
-    ),
-    "calibration": (
-        "How sure: calibration",
-        "Expected calibration error: mean of |observed - forecast| over bins, ten of P(active), 21 of the heatmap; it "
-        "is "
-        'larger than 0 in small samples even of a calibrated forecast. "Recalibrated" is P(active) after a logistic '
-        "regression on its log-odds, fitted on the validation split.",
-    ),
-    "counts": (
-        "How sure: distribution of the count",
-        "CRPS is the integrated squared difference between forecast and observed distribution function, in lesions; "
-        "of a "
-        "single number it is the absolute error. Intervals hold the central 80 and 95 % of the forecast distribution, "
-        "ends "
-        "included; counts are integers, so that even the best forecast covers more.",
-    ),
-    "counterfactual": (
-        "What if: effects of treatments",
-        "Forecast from pre-treatment scans alone, under each treatment, against the lesions that the simulated "
-        "patient would "
-        "have had. ATE: mean difference in count between two arms. PEHE: root mean squared error of a patient's own "
-        "difference. Policy value: mean true count if each patient gets the arm with the lowest expected count; "
-        "limited: if "
-        "ocrelizumab goes to the quarter with the greatest forecast gain and interferon beta-1a to the others. Lower "
-        "is better.",
-    ),
-    "members": (
-        "How many members are enough",
-        "The first members of each ensemble alone, all patients; the voxel Brier score is that of the fraction of "
-        "members. "
-        "Dotted line: the metric has converged, that is, from there on it stays within a tenth of its interval's "
-        "width of its "
-        "last value.",
-    ),
+COMPARED = {  # end the names of differences
+    FROM_BEST: " - best baseline",
+    FROM_CEILING: " - best possible",
+    FROM_ENSEMBLE: " - best ensemble",
 }
-CAPTIONS = {
-    "gap_closed": "Fraction of the gap between the population, stated as probabilities (0), and the best possible "
-    "forecast (1) that is closed, with 95 % intervals over patients.",
-    "roc_pr": "Receiver operating characteristic and precision-recall curve of P(active).",
-    "counts": "Forecast and observed number of new lesions, one point a patient.",
-    "reliability": "Observed against forecast frequency: P(active) with 95 % intervals over patients, and voxels of "
-    "the heatmap.",
-    "members": "Three members of the ensemble beside the outcome.",
-    "heatmap": "Heatmaps with the outline of the outcome. The one-call heatmap estimates the mean of infinitely many "
-    "members "
-    "without drawing any; it does not depend on random numbers.",
-    "arms": "One patient under each treatment, with the same noise.",
-    "convergence": "Metrics over the size of the ensemble.",
-}
-FIGURES = {  # by table
-    "activity": ("roc_pr",),
-    "log_count": ("counts",),
-    "calibration": ("reliability",),
-    "members": ("convergence",),
-    "detection": ("members", "heatmap"),
-    "counterfactual": ("arms",),
-}
-COMPARED = {FROM_BEST: " - best baseline", FROM_CEILING: " - best possible"}  # end the names of differences
 MAX_COLUMNS = 8  # that fit on the page
 
 
@@ -122,16 +36,18 @@ class Report:
         tables: long tables by name.
         figures: by name.
         facts: a sentence on what was evaluated.
+        provenance: what it was made with, see `bundle.evaluation.provenance`.
         notes: sentences on what is missing, shown at the top.
     """
 
     tables: Mapping[str, pd.DataFrame]
     figures: Mapping[str, Figure]
     facts: str
+    provenance: Mapping[str, Any]
     notes: Sequence[str] = ()
 
     def write(self, output_dir: str | Path) -> Path:
-        """Write tables/*.csv, tables/*.json, figures/*.png, figures/*.svg and report.html; returns the page's path."""
+        """Write tables (CSV, JSON), figures (PNG, SVG), provenance.json and report.html; returns the page's path."""
         root = Path(output_dir)
         pictures = {}
         for name, table in self.tables.items():
@@ -144,17 +60,17 @@ class Report:
                 figure.savefig(stream, format=kind, dpi=130, metadata={"Date": None} if kind == "svg" else None)
                 _write(root / "figures" / f"{name}.{kind}", stream.getvalue())
                 pictures.setdefault(name, stream.getvalue())
+        _write(root / "provenance.json", json.dumps(self.provenance, indent=1).encode())
         _write(root / "report.html", self.html(pictures).encode())
         return root / "report.html"
 
     def html(self, pictures: Mapping[str, bytes]) -> str:
         """The page, with the PNG of each figure inside."""
-        sections = []
-        for name, (heading, note) in HEADINGS.items():
-            shown = [figure for figure in FIGURES.get(name, ()) if figure in pictures]
-            tables = [] if name not in self.tables or name == "members" else list(_pivots(self.tables[name]))
-            if shown or tables:
-                sections.append({"name": name, "heading": heading, "note": note, "figures": shown, "tables": tables})
+        groups = {}
+        for question, sections in GROUPS.items():
+            shown = [section for section in (self._section(s, pictures) for s in sections) if section is not None]
+            if shown:
+                groups[question] = shown
 
         def figure(name: str) -> Markup:
             if name not in pictures:
@@ -164,17 +80,101 @@ class Report:
             image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
             return Markup(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
 
+        dataset = self.provenance.get("dataset", {})
         environment = Environment(loader=PackageLoader("bundle.evaluation"), autoescape=True)
         return environment.get_template("report.html").render(
             title="Evaluation of NET2 forecasts",
+            simulated=dataset.get("simulated", False),
             facts=self.facts,
             notes=self.notes,
-            sections=sections,
+            groups=groups,
+            summary=summary(self.tables),
             leading=("gap_closed",),
             figure=figure,
-            provenance=f"ms-net2-forecast {__version__}",
+            provenance=json.dumps(self.provenance, indent=1),
+            made_with=_made_with(self.provenance),
+            min_positives=MIN_POSITIVES,
             compared=tuple(COMPARED.values()),
         )
+
+    def _section(self, section: Section, pictures: Mapping[str, bytes]) -> dict[str, Any] | None:
+        """What the template shows of a section; None if there is neither figure nor table."""
+        figures = [name for name in section.figures if name in pictures]
+        hidden = section.table not in self.tables or section.table == "members"  # drawn, not listed
+        tables = [] if hidden else list(_pivots(self.tables[section.table]))
+        return {"section": section, "figures": figures, "tables": tables} if figures or tables else None
+
+
+def summary(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The first table of the page: a row for each metric of `SUMMARY`, all patients, the first model of each table.
+
+    Columns: question, metric, floor, best baseline, model, their paired difference, best ensemble, best possible.
+    """
+    rows = []
+    for question, table, metric in SUMMARY:
+        if table not in tables:
+            continue
+        found = tables[table]
+        found = found[(found.metric == metric) & (found.arm == ALL)]
+        model = _first(found, Role.MODEL.value)
+        if model is None and not len(found):
+            continue
+        name = "" if model is None else model.forecaster
+        compared = {
+            role: next(
+                (r for r in found.itertuples() if r.role == role and r.forecaster.startswith(f"{name} - ")), None
+            )
+            for role in (FROM_BEST, FROM_ENSEMBLE)
+        }
+        others = {role: None if row is None else _named(found, row, name) for role, row in compared.items()}
+        best = others[FROM_BEST]
+        rows.append(
+            {
+                "question": question,
+                "metric": metric,
+                "population (floor)": _short(_first(found, Role.FLOOR.value)),
+                "best baseline": _short(best, "" if best is None else display_name(best.forecaster)),
+                "model": _short(model, display_name(name), interval=True),
+                "model - best baseline": _short(compared[FROM_BEST], interval=True),
+                "best ensemble": _short(others[FROM_ENSEMBLE]),
+                "best possible": _short(_first(found, Role.CEILING.value)),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _first(rows: pd.DataFrame, role: str) -> Any:
+    return next((row for row in rows.itertuples() if row.role == role), None)
+
+
+def _named(rows: pd.DataFrame, difference: Any, model: str) -> Any:
+    """The row of the forecaster that a model is compared with."""
+    other = difference.forecaster.removeprefix(f"{model} - ")
+    return next(row for row in rows.itertuples() if row.forecaster == other)
+
+
+def _short(row: Any, small: str = "", interval: bool = False) -> str:
+    if row is None or not np.isfinite(row.value):
+        return "–"
+    parts = [small] if small else []
+    if interval:
+        parts.append(_interval(row))
+    return Markup(f"{row.value:.3g}") + (Markup("<small>") + "; ".join(parts) + Markup("</small>") if parts else "")
+
+
+def _made_with(provenance: Mapping[str, Any]) -> str:
+    """The most important of it as one line."""
+    dataset, weights = provenance.get("dataset", {}), provenance.get("weights")
+    of_simulation = [f"{key} {dataset[key]}" for key in ("version", "preset", "seed") if key in dataset]
+    parts = [
+        f"data set {dataset.get('name', '')}" + (f" ({', '.join(of_simulation)})" if of_simulation else ""),
+        f"split {provenance.get('split')}",
+        f"weights {weights['sha256'][:12]}" if weights else "no weights",
+        f"{provenance.get('num_members')} members, seed {provenance.get('seed')}",
+        str(provenance.get("software")),
+        str(provenance.get("date")),
+    ]
+    return "; ".join(parts) + "."
 
 
 def _write(file: Path, content: bytes) -> None:
@@ -204,4 +204,12 @@ def _cell(row: Any, before: str = "") -> str:
     # Where the gap is narrow, the fraction closed by a perfect or very bad forecast is meaningless.
     shown = np.isfinite(row.gap_closed) and abs(row.gap_closed) < 10
     gap = Markup(f" <b>{round(row.gap_closed, 2) + 0.0:.0%}</b>") if shown else ""  # never -0
-    return Markup(f"{row.value:.3g}") + gap + Markup(f"<small>{before}{row.ci_low:.3g} to {row.ci_high:.3g}</small>")
+    return Markup(f"{row.value:.3g}") + gap + Markup(f"<small>{before}{_interval(row)}</small>")
+
+
+def _interval(row: Any) -> str:
+    """Its interval, or how few positives there are, and how many draws the interval leaves out."""
+    if row.positives < MIN_POSITIVES:
+        return f"n = {row.positives}"
+    left_out = f", {row.undefined} draws undefined" if row.undefined else ""
+    return f"{row.ci_low:.3g} to {row.ci_high:.3g}{left_out}" if np.isfinite(row.ci_low) else "no interval"

@@ -1,22 +1,26 @@
 """Per-patient scores of a forecast: everything that the metrics of an evaluation are computed from."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.special import logit
 
-from bundle.evaluation.locations import location_scores
+from bundle.evaluation.locations import location_scores, site_scores
 from bundle.forecasters.base import SCORED_REGIONS, Forecast, Role
 from bundle.forecasters.cohort import ObservedCase
 from bundle.lesions import DetectionRule, LesionRule, voxel_volume_mm3
-from bundle.metrics import Values, crps, quantile
+from bundle.metrics import Values, crps, fair_crps, quantile
 
-SCORES_VERSION = 3  # raise it when a forecaster or `Scoring` gives other numbers with the same settings
+SCORES_VERSION = 4  # raise it when a forecaster or `Scoring` gives other numbers with the same settings
 # Bins of heatmap probabilities: 0, then 1000 geometric steps of 1.4 % from 1e-6 to 1. They separate the fractions of
 # up to 70 members, and change AP and AUC of smooth maps by less than .001.
 BIN_EDGES = np.concatenate([[-np.inf], np.geomspace(1e-6, 1, 1001)[:-1], [np.inf]])
 ENSEMBLE_SIZES = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
-NUMBERS = ("p_active", "count", "log_count", "crps", "low_80", "high_80", "low_95", "high_95")
+NUMBERS = (
+    *("p_active", "count", "log_count", "crps", "fair_crps"),
+    *("low_80", "high_80", "low_95", "high_95", "fewer", "at_most"),
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Scoring:
 
         Of each of R draws (R,), NaN where it forecasts nothing: `NUMBERS` and "presence of <region>". Of the outcome:
         "arm", "true_count", "true presence of <region>". Of the first draw's heatmap and members, if it has them: see
-        `_heatmap_scores`, `bundle.evaluation.locations.location_scores` and `_member_scores`.
+        `_heatmap_scores`, `bundle.evaluation.locations` and `_member_scores`.
         """
         outcome = observed.record.outcome
         scores = {name: np.array([number(name, f, outcome.count) for f in forecasts], float) for name in NUMBERS}
@@ -49,6 +53,7 @@ class Scoring:
             patient = observed.patient
             scores |= self._heatmap_scores(first, observed)
             scores |= location_scores(first.heatmap, observed.outcome, patient.brain, patient.affine, self.rule)
+            scores |= site_scores(first, observed.outcome, patient.brain, patient.affine, self.rule)
         if first.members is not None:
             scores |= _member_scores(first, observed)
         return scores
@@ -99,12 +104,20 @@ def number(name: str, forecast: Forecast, true_count: int) -> float:
     """One of `NUMBERS`."""
     if name == "p_active":
         return forecast.p_active
+    if np.isnan(forecast.counts).any():
+        return np.nan
     if name == "count":
         return forecast.expected_count
     if name == "log_count":
         return forecast.expected_log_count
     if name == "crps":
         return crps(forecast.counts, forecast.probabilities, true_count)
+    if name == "fair_crps":  # what is not an ensemble states its distribution itself
+        members = forecast.member_counts
+        return number("crps", forecast, true_count) if members is None else fair_crps(members, true_count)
+    if name in ("fewer", "at_most"):  # the distribution function at the true count, without and with its own chance
+        inside = forecast.counts < true_count if name == "fewer" else forecast.counts <= true_count
+        return float(forecast.probabilities @ inside)
     end, percent = name.split("_")
     tail = (1 - float(percent) / 100) / 2
     return quantile(forecast.counts, forecast.probabilities, tail if end == "low" else 1 - tail)
@@ -125,11 +138,13 @@ class Scores:
         cases: their labels.
         values: arrays by name, (N, ...); see `Scoring`.
         role: what the forecaster is compared as.
+        cuts: of its probabilities, see `bundle.evaluation.cuts`.
     """
 
     cases: tuple[str, ...]
     values: Mapping[str, Values]
     role: Role = Role.MODEL
+    cuts: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, cases: Sequence[str], scores: Sequence[Mapping[str, Values]], role: Role) -> "Scores":
@@ -155,6 +170,14 @@ class Scores:
     def num_draws(self) -> int:
         """Draws per patient, each scored for itself; 1 unless the forecaster is a Monte Carlo simulation."""
         return self["p_active"].shape[1]
+
+    @property
+    def log_odds(self) -> Values:
+        """(N, R), of P(active); of an ensemble of K members of (active + 1/2) / (K + 1), which is never 0 or 1."""
+        if "member_counts" not in self.values:
+            return logit(np.clip(self["p_active"], 1e-6, 1 - 1e-6))
+        counts = self["member_counts"]
+        return logit(((counts > 0).sum(axis=1, keepdims=True) + 0.5) / (counts.shape[1] + 1))
 
     @property
     def active(self) -> Values:

@@ -16,9 +16,12 @@ import torch
 from nibabel.affines import apply_affine
 
 from bundle.data.bids import CONDITION
-from bundle.lesions import LesionRule, Volume, region_of, voxel_volume_mm3
+from bundle.lesions import LesionRule, Volume, region_of, regions_at, voxel_volume_mm3
 
-SCORED_REGIONS = ("cerebral white matter", "cortex")  # Favero et al. 2025, table 2
+_REGIONS, ANY_VOXEL = ("cerebral white matter", "cortex"), ", any voxel"  # Favero et al. 2025, table 2
+# Where a lesion is present: in the region that holds most of it, or, as the paper's "at least one lesion in that
+# region" is read here, in every region that holds a voxel of it.
+SCORED_REGIONS = (*_REGIONS, *(f"{region}{ANY_VOXEL}" for region in _REGIONS))
 MAX_COUNT = 256  # the last entry of a count distribution means "this many or more"
 
 
@@ -51,6 +54,7 @@ class Patient:
         affine: (4, 4) of the slab.
         dseg: FreeSurfer labels on any grid of the same world, or None.
         dataset_dir: for forecasters that read more than scans (the oracle).
+        covariates: by name of `bundle.forecasters.cohort.TABLED`; None where it is unknown.
     """
 
     case: str
@@ -60,6 +64,7 @@ class Patient:
     affine: np.ndarray
     dseg: Volume | None = None
     dataset_dir: str = ""
+    covariates: Mapping[str, float | None] = field(default_factory=dict)
 
     def volume(self, name: str) -> np.ndarray:
         """(H, W, S) of one of `bundle.data.bids.CONDITION`."""
@@ -73,7 +78,7 @@ class Findings:
     Attributes:
         count: number of lesions.
         volume_ml: their total volume.
-        presence: by region of `SCORED_REGIONS`, whether a lesion lies mostly there; empty without a segmentation.
+        presence: by region of `SCORED_REGIONS`, whether a lesion lies there; empty without a segmentation.
     """
 
     count: int
@@ -87,7 +92,8 @@ class Forecast:
 
     Attributes:
         p_active: probability of at least one lesion; NaN if not forecast.
-        counts, probabilities: (M,), distribution of the lesion count; the counts need not be integers.
+        counts, probabilities: (M,), distribution of the lesion count; the counts need not be integers, and are NaN if
+            not forecast.
         presence: by region of `SCORED_REGIONS`, the probability of a lesion there; empty if not forecast.
         heatmap: (H, W, S) float32, probability of each voxel to lie in a lesion; None if not forecast.
         members: (K, H, W, S) bool, the lesions of each member, if the forecast is an ensemble.
@@ -180,12 +186,18 @@ def plain(value: Any) -> Any:
 
 
 def findings_of(mask: np.ndarray, affine: np.ndarray, rule: LesionRule, dseg: Volume | None = None) -> Findings:
-    """Count a map of lesions (H, W, S); each lesion belongs to the region in which most of its labelled voxels lie."""
+    """Count a map of lesions (H, W, S), and the regions where they lie (`present_in`)."""
     labels = rule.label(mask, affine)
     count = int(labels.max(initial=0))
     presence = {}
     if dseg is not None:
         lesions = (apply_affine(affine, np.argwhere(labels == label)) for label in range(1, count + 1))
-        regions = {region_of(points_mm, dseg) for points_mm in lesions}
-        presence = {region: region in regions for region in SCORED_REGIONS}
+        present = set().union(*(present_in(points_mm, dseg) for points_mm in lesions))
+        presence = {region: region in present for region in SCORED_REGIONS}
     return Findings(count, float(np.count_nonzero(labels) * voxel_volume_mm3(affine) / 1000), presence)
+
+
+def present_in(points_mm: np.ndarray, dseg: Volume) -> set[str]:
+    """The `SCORED_REGIONS` in which a lesion lies whose voxels have these centres (N, 3); others may be among them."""
+    region = region_of(points_mm, dseg)
+    return {f"{touched}{ANY_VOXEL}" for touched in regions_at(points_mm, dseg)} | ({region} if region else set())

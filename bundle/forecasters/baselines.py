@@ -20,7 +20,7 @@ from statsmodels.genmod import families
 from statsmodels.genmod.generalized_linear_model import GLM, GLMResultsWrapper
 
 from bundle.forecasters.base import MAX_COUNT, SCORED_REGIONS, Forecast, Patient, Role, findings_of, key_of
-from bundle.forecasters.cohort import MASKS, Cohort, count_masks
+from bundle.forecasters.cohort import MASKS, MONTHS, Cohort, count_masks
 from bundle.lesions import LesionRule
 from bundle.seeding import seed_of
 
@@ -145,37 +145,95 @@ class FrequencyMap:
 
     def map_of(self, patient: Patient, volume_ml: float) -> np.ndarray:
         """(H, W, S) float32 probabilities that add up to `volume_ml`, 0 outside the brain."""
-        spacing_mm = voxel_sizes(patient.affine)
-        density = (
-            ndimage.gaussian_filter(self.cohort.frequency, self.smoothing_mm / spacing_mm, mode="constant")
-            * patient.brain
-        )
-        voxels = volume_ml * 1000 / np.prod(spacing_mm)
-        return np.clip(density * (voxels / max(density.sum(), 1e-12)), 0, 1).astype(np.float32)
+        return scaled(self.density(patient), patient, volume_ml)
+
+    def density(self, patient: Patient) -> np.ndarray:
+        """(H, W, S) the smoothed map, not scaled."""
+        sigma = self.smoothing_mm / voxel_sizes(patient.affine)
+        return ndimage.gaussian_filter(self.cohort.frequency, sigma, mode="constant")
+
+
+class FreeOfLesions:
+    """The frequency map without the voxels that are lesions at w048 already; forecasts places only.
+
+    Args:
+        frequency: the map.
+    """
+
+    role, num_members = Role.BASELINE, None
+
+    def __init__(self, frequency: FrequencyMap) -> None:
+        self.frequency = frequency
+        self.key = key_of("frequency map free of lesions", frequency.key)
+
+    def __call__(self, patient: Patient) -> Sequence[Forecast]:
+        free = np.all([patient.volume(name) <= 0 for name in ("t2_w000", "t2_w048", "net2_w048")], axis=0)
+        return [places_only(self.frequency.density(patient) * free, patient, self.frequency.cohort)]
+
+
+class Uniform:
+    """Every voxel of the brain is equally likely; forecasts places only.
+
+    Args:
+        cohort: of the training split.
+    """
+
+    role, num_members = Role.BASELINE, None
+
+    def __init__(self, cohort: Cohort) -> None:
+        self.cohort = cohort
+        self.key = key_of("uniform", cohort.key)
+
+    def __call__(self, patient: Patient) -> Sequence[Forecast]:
+        return [places_only(np.ones(patient.brain.shape), patient, self.cohort)]
+
+
+def places_only(density: np.ndarray, patient: Patient, cohort: Cohort) -> Forecast:
+    """A forecast of places alone: a density (H, W, S) scaled to the mean lesion volume of the arm."""
+    volume_ml = float(np.mean([record.outcome.volume_ml for record in cohort.of_arm(patient.arm)]))
+    return Forecast(np.nan, np.array([np.nan]), np.ones(1), heatmap=scaled(density, patient, volume_ml))
+
+
+def scaled(density: np.ndarray, patient: Patient, volume_ml: float) -> np.ndarray:
+    """(H, W, S) float32 probabilities in proportion to a density, adding up to `volume_ml`, 0 outside the brain."""
+    density = density * patient.brain
+    voxels = volume_ml * 1000 / np.prod(voxel_sizes(patient.affine))
+    return np.clip(density * (voxels / max(density.sum(), 1e-12)), 0, 1).astype(np.float32)
 
 
 class Regression:
     """Regressions on lesion counts and arm: logistic for activity and regions, negative binomial for the count.
 
-    Features are log(1 + lesions) of each mask, the training mean where it is unknown, and the arm. The heatmap is that
-    of `FrequencyMap`, scaled to the expected count.
+    Features are log(1 + lesions) of each mask, the arm, covariates, and the logarithm of months; the training mean
+    where one is unknown. The heatmap is that of `FrequencyMap`, scaled to the expected count.
 
     Args:
         cohort: of the training split.
         rule: what counts as a lesion.
         masks: those that may be used, of `bundle.forecasters.cohort.MASKS`; without w048's for a forecast from w000
             alone.
+        frequency: the map; by default that of the cohort.
+        covariates: those that may be used, of `bundle.forecasters.cohort.TABLED`.
     """
 
     role, num_members = Role.BASELINE, None
 
-    def __init__(self, cohort: Cohort, rule: LesionRule, masks: Sequence[str] = MASKS) -> None:
-        self.cohort, self.rule, self.masks = cohort, rule, tuple(masks)
-        self.frequency = FrequencyMap(cohort)
-        self.key = key_of("regression", cohort.key, self.frequency.key, masks=self.masks, rule=rule)
+    def __init__(
+        self,
+        cohort: Cohort,
+        rule: LesionRule,
+        masks: Sequence[str] = MASKS,
+        frequency: FrequencyMap | None = None,
+        covariates: Sequence[str] = (),
+    ) -> None:
+        self.cohort, self.rule, self.masks, self.covariates = cohort, rule, tuple(masks), tuple(covariates)
+        self.frequency = frequency or FrequencyMap(cohort)
+        settings = {"masks": self.masks, "covariates": self.covariates, "rule": rule}
+        self.key = key_of("regression", cohort.key, self.frequency.key, **settings)
 
     def __call__(self, patient: Patient) -> Sequence[Forecast]:
-        x = self._features([(patient.arm, count_masks(patient.image.numpy(), patient.affine, self.rule))])
+        lesions = count_masks(patient.image.numpy(), patient.affine, self.rule)
+        x = self._features([(patient.arm, self._numbers(lesions, patient.covariates))])
         counts = np.arange(MAX_COUNT + 1)
         mean, size = self._count(x)
         probabilities = nbinom.pmf(counts, size, size / (size + mean))
@@ -244,24 +302,34 @@ class Regression:
 
     @cached_property
     def _training(self) -> np.ndarray:
-        return self._features([(record.arm, record.lesions) for record in self.cohort.records])
+        return self._features(
+            [(record.arm, self._numbers(record.lesions, record.covariates)) for record in self.cohort.records]
+        )
 
     @cached_property
-    def _means(self) -> dict[str, float]:
-        counts = {mask: [record.lesions[mask] for record in self.cohort.records] for mask in self.masks}
-        known = {mask: [count for count in values if count is not None] for mask, values in counts.items()}
-        return {mask: float(np.log1p(values).mean()) if values else 0.0 for mask, values in known.items()}
+    def _means(self) -> np.ndarray:
+        """Of each number over the training patients in whom it is known; 0 if it is in none."""
+        rows = np.array([self._numbers(record.lesions, record.covariates) for record in self.cohort.records])
+        known = ~np.isnan(rows)
+        return np.where(known, rows, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
 
-    def _features(self, patients: Iterable[tuple[int, Mapping[str, int | None]]]) -> np.ndarray:
-        """(N, arms + masks) of pairs (arm, lesions by mask); an unseen arm has the frequencies of the arms."""
+    def _numbers(self, lesions: Mapping[str, int | None], covariates: Mapping[str, float | None]) -> list[float]:
+        """Masks and covariates as the regressions use them; NaN where unknown."""
+        counts = [lesions[mask] for mask in self.masks]
+        told = {name: covariates.get(name) for name in self.covariates}
+        return [np.nan if count is None else float(np.log1p(count)) for count in counts] + [
+            np.nan if value is None else float(np.log(value) if name in MONTHS else value)
+            for name, value in told.items()
+        ]
+
+    def _features(self, patients: Iterable[tuple[int, list[float]]]) -> np.ndarray:
+        """(N, arms + numbers) of pairs (arm, `_numbers`); an unseen arm has the frequencies of the arms."""
         trained = sorted(set(self.cohort.arms))
         frequencies = [np.mean(self.cohort.arms == arm) for arm in trained]
         rows = []
-        for arm, lesions in patients:
+        for arm, numbers in patients:
             of_arm = [float(arm == other) for other in trained] if arm in trained else frequencies
-            counts = {mask: lesions[mask] for mask in self.masks}
-            loads = [self._means[mask] if count is None else np.log1p(count) for mask, count in counts.items()]
-            rows.append([*of_arm, *loads])
+            rows.append([*of_arm, *np.where(np.isnan(numbers), self._means, numbers)])
         return np.array(rows)
 
 

@@ -1,11 +1,12 @@
 """The lesion counts of a trial's patients: the table that population baselines and regressions are fitted on."""
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from bundle.data.bids import CONDITION, find_case, fingerprint
+from bundle.data.bids import CONDITION, Case, find_case, fingerprint
 from bundle.data.grid import SlabGrid
+from bundle.data.tables import COVARIATES, read_covariates, visit_months
 from bundle.data.transforms import LoadCased
 from bundle.data.volumes import read_volume
 from bundle.errors import Guard, InputError
@@ -26,7 +28,9 @@ from bundle.runtime import end_with_parent
 from bundle.seeding import digest_of
 
 MASKS = tuple(name for name in CONDITION if not name.startswith("flair"))
-COHORT_VERSION = 2  # raise it when the same scans give other records
+MONTHS = ("months_w048", "months_w096")  # from w000 to w048, and from there to w096
+TABLED = (*COVARIATES, *MONTHS)  # what tables tell of a patient
+COHORT_VERSION = 4  # raise it when the same scans give other records
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,14 @@ class Record:
         case, arm: participant label, class index of the treatment.
         lesions: by name of `MASKS`, the number of lesions in that volume; None if it is unknown.
         outcome: findings at w096.
+        covariates: by name of `TABLED`; None where it is unknown.
     """
 
     case: str
     arm: int
     lesions: Mapping[str, int | None]
     outcome: Findings
+    covariates: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,22 +93,33 @@ class CaseReader:
         dseg = None
         if case.dseg is not None:
             dseg = read_volume(case.dseg, case.id)
-        patient = Patient(
-            case.id, case.arm, image, data["brain"].numpy()[0], affine, dseg, dataset_dir=str(case.dataset_dir)
-        )
+        brain, covariates = data["brain"].numpy()[0], read_tabled(case)
+        patient = Patient(case.id, case.arm, image, brain, affine, dseg, str(case.dataset_dir), covariates)
         outcome = data["target"].numpy()[1] > 0
         lesions = count_masks(image.numpy(), affine, self.rule)
-        record = Record(case.id, case.arm, lesions, findings_of(outcome, affine, self.rule, dseg))
+        record = Record(case.id, case.arm, lesions, findings_of(outcome, affine, self.rule, dseg), covariates)
         return ObservedCase(patient, record, outcome)
 
     def version(self, item: Mapping[str, Any]) -> str:
-        """Identifies the files that are read for a patient and the arm given; changes when one of them is replaced.
+        """Identifies the files that are read for a patient, the arm and the covariates; changes with any of them.
 
         Raises:
             InputError: there is no such patient, or the arm is not known.
         """
         case = find_case(item["image"], arm=item.get("arm"), visits=self.visits)
-        return digest_of(case.id, fingerprint(case), case.arm)
+        return digest_of(case.id, fingerprint(case), case.arm, read_tabled(case))
+
+
+def read_tabled(case: Case) -> dict[str, float | None]:
+    """`TABLED` of a patient, from participants.tsv and sessions.tsv.
+
+    Raises:
+        InputError: one of the tables cannot be read.
+    """
+    at = visit_months(case.dataset_dir, case.id, case.sessions)
+    first, second, third = (math.nan if months is None else months for months in at.values())
+    lengths = [length if length > 0 else None for length in (round(second - first, 2), round(third - second, 2))]
+    return read_covariates(case.dataset_dir, case.id) | dict(zip(MONTHS, lengths))
 
 
 def count_masks(image: np.ndarray, affine: np.ndarray, rule: LesionRule) -> dict[str, int | None]:

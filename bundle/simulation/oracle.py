@@ -8,8 +8,10 @@ import numpy as np
 from scipy.special import gammaln
 
 from bundle.arms import NULL_ARM
+from bundle.simulation.anatomy import SHAPE
 from bundle.simulation.covariates import CovariateModel, durations_of
-from bundle.simulation.drawing import Surroundings
+from bundle.simulation.drawing import FREE, Surroundings, form_lesions, grow
+from bundle.simulation.events import Event, net2_volume_mm3
 from bundle.simulation.footprint import lesion_footprint
 from bundle.simulation.observation import Observation
 from bundle.simulation.protocol import MONTHS, PATIENTS_PER_ARM, PRESETS, WEEKS_PER_MONTH, Protocol
@@ -32,7 +34,8 @@ class OracleForecast:
         count_pmf: (MAX_COUNT + 1,) probabilities of 0, 1, ... lesions.
         expected_count: posterior mean of the count.
         partial_response: posterior probability that the treatment lets some lesions through.
-        places: (territories,) posterior mean of the spatial law: P(the next new lesion starts there).
+        dirichlet: (territories,) parameters of the posterior of the spatial law.
+        around: where the next lesions may start; None without images.
         starts: float64 `SHAPE`, P(the next lesion starts at a voxel), adding up to 1; None without images.
         footprint: float32 `SHAPE`, the probability that one lesion covers a voxel; None without images.
     """
@@ -40,9 +43,15 @@ class OracleForecast:
     count_pmf: np.ndarray
     expected_count: float
     partial_response: float
-    places: np.ndarray
+    dirichlet: np.ndarray
+    around: Surroundings | None
     starts: np.ndarray | None
     footprint: np.ndarray | None
+
+    @property
+    def places(self) -> np.ndarray:
+        """(territories,) posterior mean of the spatial law: P(the next new lesion starts there)."""
+        return self.dirichlet / self.dirichlet.sum()
 
     @property
     def p_active(self) -> float:
@@ -101,23 +110,65 @@ class Oracle:
                 pmf += poisson_mixture(mean, partial) / len(horizons)
                 expected += float(partial @ mean) / len(horizons)
         pmf[0] += weights[:, 1].sum()
-        places = self._places(observation)
-        starts = footprint = None
+        dirichlet = self._dirichlet(observation)
+        around = starts = footprint = None
         if observation.anatomy is not None:
             around = Surroundings(observation.anatomy, observation.status, self.protocol.hazards)
-            new, enlarged = around.starts(places, self.protocol.enlarging)
+            new, enlarged = around.starts(dirichlet / dirichlet.sum(), self.protocol.enlarging)
             starts, footprint = new + enlarged, lesion_footprint(around, new, enlarged)
-        return OracleForecast(pmf, expected, float(weights[:, 0].sum()), places, starts, footprint)
+        return OracleForecast(pmf, expected, float(weights[:, 0].sum()), dirichlet, around, starts, footprint)
+
+    def draw(self, forecast: OracleForecast, rng: np.random.Generator) -> list[tuple[np.ndarray, ...]]:
+        """One outcome from a forecast with images: count, spatial law and lesions as the simulation draws them.
+
+        Returns:
+            Index arrays (3 x n voxels on `SHAPE`) per lesion.
+
+        Raises:
+            ValueError: the forecast was made without images.
+        """
+        if forecast.around is None:
+            raise ValueError("an outcome can only be drawn from a forecast with images")
+        count = int(rng.choice(COUNTS, p=forecast.count_pmf / forecast.count_pmf.sum()))
+        territories = rng.choice(len(forecast.dirichlet), count, p=rng.dirichlet(forecast.dirichlet))
+        enlarges = rng.random(count) < self.protocol.enlarging
+        events = [Event(int(territory), bool(e)) for territory, e in zip(territories, enlarges)]
+        return form_lesions(forecast.around, events, np.random.SeedSequence(int(rng.integers(2**63))).spawn(count))
+
+    def next_lesions(self, forecast: OracleForecast, number: int, strata: np.ndarray) -> list[tuple[np.ndarray, ...]]:
+        """The next lesion, drawn a number of times with equal weights; the same draws in every call.
+
+        The starts are drawn systematically, in order of strata, and the volumes are evenly spaced quantiles: what is
+        counted over these lesions varies less than over independent ones.
+
+        Args:
+            forecast: with images.
+            number: of draws.
+            strata: int `SHAPE`, what decides most of what will be counted.
+
+        Returns:
+            Index arrays (3 x n voxels on `SHAPE`) per lesion.
+        """
+        around, starts, rng = forecast.around, forecast.starts.ravel(), np.random.default_rng(0)
+        where = np.flatnonzero(starts)
+        where = where[np.argsort(strata.ravel()[where], kind="stable")]
+        evenly = (np.arange(number) + 0.5) / number
+        upto = starts[where].cumsum()
+        chosen = where[np.searchsorted(upto, evenly * upto[-1])]
+        lesions = []
+        for start, quantile in zip(zip(*np.unravel_index(chosen, SHAPE)), rng.permutation(evenly)):
+            room = around.fresh if around.touched[start] == FREE else around.free  # beside an old lesion it enlarges it
+            lesions.append(grow(room, start, net2_volume_mm3(quantile), rng, around.anatomy.right))
+        return lesions
 
     def posterior_frailty(self, observation: Observation, arm: int) -> np.ndarray:
         """(frailty,) weights on `FRAILTY`, adding up to 1."""
         arms = range(NULL_ARM) if arm == NULL_ARM else [arm]
         return self._posterior(observation, arms).sum((0, 1))
 
-    def _places(self, observation: Observation) -> np.ndarray:
-        """Posterior mean of the spatial law: Dirichlet and multinomial are conjugate."""
-        parameters = self.protocol.dirichlet + (0 if observation.territories is None else observation.territories)
-        return parameters / parameters.sum()
+    def _dirichlet(self, observation: Observation) -> np.ndarray:
+        """Posterior of the spatial law: Dirichlet and multinomial are conjugate."""
+        return self.protocol.dirichlet + (0 if observation.territories is None else observation.territories)
 
     def _posterior(self, observation: Observation, arms: Sequence[int]) -> np.ndarray:
         """(arms, 2, frailty): joint posterior of arm, response (0 partial, 1 full) and frailty; adds up to 1."""

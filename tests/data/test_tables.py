@@ -1,7 +1,7 @@
 import pytest
 
 from bundle.data.bids import find_case
-from bundle.data.tables import read_participants, read_treatments, visit_months
+from bundle.data.tables import COVARIATES, read_covariates, read_participants, read_treatments, visit_months
 from bundle.errors import InputError
 
 
@@ -100,3 +100,16 @@ def test_months_of_the_visits(tmp_path, table, expected):
     if table is not None:
         (tmp_path / "sub-1" / "sub-1_sessions.tsv").write_text(table)
     assert visit_months(tmp_path, "sub-1", SESSIONS) == expected
+
+
+def test_covariates_are_numbers_or_unknown(tmp_path):
+    rows = [
+        "participant_id\ttreatment_arm\tage\tsex\tedss",
+        "sub-1\tplacebo\t35\tF\t2.5",
+        "sub-2\tplacebo\tn/a\tM\tinf",
+    ]
+    (tmp_path / "participants.tsv").write_text("\n".join(rows) + "\n")
+    unknown = dict.fromkeys(COVARIATES)
+    assert read_covariates(tmp_path, "sub-1") == unknown | {"age": 35, "sex": 1, "edss": 2.5}
+    assert read_covariates(tmp_path, "sub-2") == unknown | {"sex": 0}
+    assert read_covariates(tmp_path, "sub-3") == read_covariates(tmp_path / "none", "sub-1") == unknown

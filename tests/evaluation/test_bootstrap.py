@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bundle.evaluation.bootstrap import bootstrap_weights, interval
+from bundle.evaluation.bootstrap import bootstrap_weights, interval, undefined
 from bundle.metrics import weighted_mean
 
 
@@ -24,3 +24,7 @@ def test_the_interval_of_a_mean_is_that_of_the_textbook():
 def test_undefined_draws_are_left_out_of_the_interval():
     assert interval(np.array([9.0, 1, np.nan, 1])) == (1, 1)
     assert np.isnan(interval(np.array([9.0, np.nan]))).all()
+
+
+def test_draws_without_a_value_are_counted():
+    assert undefined(np.array([np.nan, 1.0, np.nan, 2.0, np.inf])) == 2

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.collections import PathCollection
+from scipy.stats import poisson
 from sklearn.metrics import roc_auc_score
 
 from bundle.evaluation import charts
@@ -68,6 +69,31 @@ def test_reliability_shows_observed_against_forecast_frequency():
     left = charts.reliability({"diffusion": scores_of(p, count, np.zeros(6, int))}).axes[0]
     ((line, *_),) = left.containers
     assert np.allclose(line.get_xydata(), [[0.05, 0.5], [0.95, 0.75]])
+
+
+def test_pit_histograms_are_flat_for_a_calibrated_forecast_and_left_out_for_a_number():
+    rng = np.random.default_rng(0)
+    count = rng.poisson(1.0, 2000)
+    scores = {}
+    for name, law in (("calibrated", poisson(1.0)), ("low", poisson(0.4))):
+        values = {"fewer": law.cdf(count - 1)[:, None], "at_most": law.cdf(count)[:, None]}
+        scores[name] = scores_of(rng.random(2000), count, np.zeros(2000, int))
+        scores[name] = Scores(scores[name].cases, scores[name].values | values)
+    number = {"fewer": (count > 1)[:, None] * 1.0, "at_most": (count >= 1)[:, None] * 1.0}
+    scores["number"] = Scores(scores["low"].cases, scores["low"].values | number, Role.BASELINE)
+    figure = charts.pit_histograms(scores)
+    heights = {axis.get_title(): [bar.get_height() for bar in axis.containers[0]] for axis in figure.axes[:2]}
+    assert set(heights) == {"calibrated", "low"} and len(figure.axes) == 2
+    assert np.abs(np.subtract(heights["calibrated"], 1)).max() < 0.25 and heights["low"][-1] > 1.5
+
+
+def test_decision_curves_show_models_beside_treating_all_and_none():
+    count, p = np.array([0, 0, 1, 0, 2]), np.array([0.1, 0.2, 0.6, 0.3, 0.9])
+    (axis,) = charts.decision_curves({"diffusion": scores_of(p, count, np.zeros(5, int))}).axes
+    curves = {line.get_label(): line.get_xydata() for line in axis.lines}
+    assert list(curves) == ["treat all", "treat none", "diffusion"]
+    at_half = {name: xy[np.abs(xy[:, 0] - 0.5).argmin(), 1] for name, xy in curves.items()}
+    assert at_half == pytest.approx({"treat all": (2 - 3) / 5, "treat none": 0, "diffusion": 2 / 5})
 
 
 def table(rows):

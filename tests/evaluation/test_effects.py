@@ -22,6 +22,7 @@ from bundle.forecasters.cohort import ObservedCase
 PLACEBO, MILD, HIGH = ARMS.index("placebo"), ARMS.index("interferon_beta_1a"), ARMS.index("ocrelizumab")
 RNG = np.random.default_rng(0)
 TRUE = np.sort(RNG.poisson(3, size=(40, 6)), axis=1)[:, ::-1].astype(float)
+MEANS = TRUE + 0.5 * np.arange(6)
 GIVEN = np.arange(40) % 6
 
 
@@ -35,7 +36,9 @@ def table():
     off_by_one = TRUE + np.eye(6)[PLACEBO]  # one lesion too many under placebo, everyone
     population = np.tile(TRUE.mean(axis=0), (40, 1))
     roles = {"off": Role.MODEL, "population": Role.FLOOR, "oracle": Role.CEILING}
-    return effects_table({"off": off_by_one, "population": population, "oracle": TRUE}, TRUE, GIVEN, roles, draws=200)
+    return effects_table(
+        {"off": off_by_one, "population": population, "oracle": TRUE}, TRUE, MEANS, GIVEN, roles, draws=200
+    )
 
 
 def test_effects_and_their_errors(table):
@@ -48,6 +51,17 @@ def test_effects_and_their_errors(table):
     spread = (TRUE[:, PLACEBO] - TRUE[:, HIGH]).std()
     assert value(table, "PEHE", pair, "population").value == pytest.approx(spread)
     assert value(table, "PEHE", pair, "off").gap_closed == pytest.approx((1 - spread) / (0 - spread))
+
+
+def test_errors_and_policies_are_also_measured_against_expected_counts(table):
+    """The means of the last arm are 2.5 above its counts, by which the oracle of counts is wrong."""
+    pair = "placebo - ocrelizumab"
+    assert value(table, "PEHE, expected", pair, "oracle").value == pytest.approx(2.5)
+    assert value(table, "PEHE, expected", pair, "off").value == pytest.approx(3.5)
+    chosen = MEANS[np.arange(40), TRUE.argmin(axis=1)].mean()
+    found = value(table, "policy value, expected", "all", "oracle")
+    assert found.value == pytest.approx(chosen) and found.ci_low < found.value < found.ci_high
+    assert value(table, "policy value, expected", "all", "truth").value == pytest.approx(MEANS.min(axis=1).mean())
 
 
 def test_every_pair_of_arms_is_there_once(table):
@@ -106,15 +120,18 @@ def comparison(tmp_path):
     for case in ("sub-0", "sub-1", "sub-3"):
         truth = tmp_path / "derivatives" / "truth" / case / f"{case}_truth.json"
         truth.parent.mkdir(parents=True)
-        truth.write_text(json.dumps({"arms": {arm: {"net2_w096": [0] * (arm == "placebo")} for arm in ARMS}}))
+        truth.write_text(
+            json.dumps({"arms": {a: {"net2_w096": [0] * (a == "placebo"), "expected_net2_w096": 0.5} for a in ARMS}})
+        )
     items = [{"case": f"sub-{n}", "arm": "placebo"} for n in range(4)]
     return Evaluation(tmp_path, items, Reader(), {"model": UnderArms(["sub-1"])}, None, tmp_path / "out", Guard())
 
 
 def test_a_failed_patient_is_left_out_of_the_effects_and_not_given_placebo(comparison, capsys):
     forecast_arms(comparison)
-    expected, true = expected_counts(comparison), true_counts(comparison)
+    expected, (true, means) = expected_counts(comparison), true_counts(comparison)
     assert complete_patients(expected, true).tolist() == [True, False, False, True]
+    assert (means[[0, 1, 3]] == 0.5).all() and np.isnan(means[2]).all()
     assert len(comparison.guard.failures) == 2 and "sub-1" in str(comparison.guard.failures[0])
     tables, notes = _effects(comparison)
     table = tables["counterfactual"]
@@ -133,4 +150,4 @@ def test_without_a_complete_patient_there_are_no_effects(comparison):
 
 def test_the_table_itself_refuses_nan():
     with pytest.raises(ValueError, match="every patient under every arm"):
-        effects_table({"model": np.full((40, 6), np.nan)}, TRUE, GIVEN, {"model": Role.MODEL})
+        effects_table({"model": np.full((40, 6), np.nan)}, TRUE, MEANS, GIVEN, {"model": Role.MODEL})

@@ -9,14 +9,14 @@ from bundle.forecasters.ensemble import ensemble_forecast
 from bundle.lesions import LesionRule
 
 SHAPE, AFFINE = (9, 8, 6), np.diag([2.0, 2.0, 3.0, 1.0])
-WHITE, CORTEX = SCORED_REGIONS
+WHITE = SCORED_REGIONS[0]
 RULE = LesionRule()
 
 
 def observed_case(outcome, count, case="sub-1", arm=2):
     patient = Patient(case, arm, torch.zeros(8, *SHAPE), np.ones(SHAPE, bool), AFFINE)
     return ObservedCase(
-        patient, Record(case, arm, {}, Findings(count, 0.0, {WHITE: count > 0, CORTEX: False})), outcome
+        patient, Record(case, arm, {}, Findings(count, 0.0, dict.fromkeys(SCORED_REGIONS, count > 0))), outcome
     )
 
 
@@ -36,9 +36,19 @@ def test_numbers_of_each_draw(outcome):
     assert scores["p_active"].tolist() == [0, 0.9] and scores["count"].tolist() == [0, 2.4]
     assert scores["crps"].tolist() == pytest.approx([2, 0.1**2 + 0.5**2 + 2 * 0.5**2])
     assert (scores["low_80"][1], scores["high_80"][1], scores["low_95"][1]) == (0, 4, 0)
+    assert scores["fewer"].tolist() == [1, 0.5] and scores["at_most"].tolist() == [1, 0.5]
     assert np.isnan(scores[f"presence of {WHITE}"][0]) and scores[f"presence of {WHITE}"][1] == 0.7
     assert (scores["true_count"], scores["arm"], scores[f"true presence of {WHITE}"]) == (2, 2, 1)
     assert "brier" not in scores and "members" not in scores
+
+
+def test_the_fair_crps_is_that_of_the_members_and_of_a_distribution_its_own(outcome):
+    counts = {"counts": np.array([0, 3]), "probabilities": np.array([0.5, 0.5])}
+    observed = observed_case(outcome, 2)
+    members = Scoring(RULE)([Forecast(0.5, **counts, member_counts=np.array([0, 3]))], observed)
+    assert members["fair_crps"] == 1.5 - 1.5 and members["crps"] == 1.5 - 0.75
+    stated = Scoring(RULE)([Forecast(0.5, **counts)], observed)
+    assert stated["fair_crps"] == stated["crps"] == 0.75
 
 
 def test_voxels_are_counted_within_the_brain_and_by_probability(outcome):

@@ -42,6 +42,44 @@ def test_rows_gaps_and_differences(make_scores):
     assert arms["all"] == N == arms.drop("all").sum() and len(arms) == 4
 
 
+def test_models_are_also_compared_with_the_best_ensemble_and_their_coverage_with_it_alone(make_scores):
+    exact = make_scores(4, role=Role.CEILING)
+    exact = Scores(exact.cases, {name: x for name, x in exact.values.items() if name != "sizes"}, Role.CEILING)
+    scores = {"m": make_scores(2), "oracle": exact, "oracle, 7 members": make_scores(3, role=Role.CEILING)}
+    coverage = metric_named("coverage of the 80 % interval")
+    table = long_table([AUC, coverage], scores, draws=20)
+    everyone = table[(table.arm == "all") & table.role.str.startswith("minus")]
+    assert list(zip(everyone.metric, everyone.forecaster, everyone.role)) == [
+        ("AUC", "m - oracle", "minus ceiling"),
+        ("AUC", "m - oracle, 7 members", "minus best ensemble"),
+        (coverage.name, "m - oracle, 7 members", "minus best ensemble"),
+    ]
+
+
+def test_fewer_than_ten_positives_have_neither_interval_nor_gap(make_scores):
+    roles = {"floor": Role.FLOOR, "model": Role.MODEL, "oracle": Role.CEILING}
+    scores = {name: make_scores(n, skill=0.1 + 0.4 * n, role=role) for n, (name, role) in enumerate(roles.items())}
+    count = scores["model"]["true_count"].copy()
+    for enough, kept in ((True, 10), (False, 9)):
+        few = np.where(np.cumsum(count > 0) <= kept, count, 0)
+        changed = {n: Scores(s.cases, dict(s.values) | {"true_count": few}, s.role) for n, s in scores.items()}
+        changed["oracle"].values["p_active"] = (few > 0)[:, None] * 1.0
+        table = long_table([AUC], changed, draws=50)
+        everyone = table[table.arm == "all"]
+        assert (everyone.positives == kept).all() and everyone.value.notna().all()
+        assert everyone.ci_low.notna().all() == everyone.gap_closed.notna().any() == enough
+
+
+def test_draws_in_which_a_metric_is_not_defined_are_counted(make_scores):
+    """An arm whose only patient without a lesion is left out of about a third of the draws."""
+    s = make_scores()
+    count = np.where(s["arm"] == 0, 1, s["true_count"])
+    count[np.flatnonzero(s["arm"] == 0)[0]] = 0
+    table = long_table([AUC], {"m": Scores(s.cases, dict(s.values) | {"true_count": count})}, draws=300)
+    undefined = table.set_index("arm").undefined
+    assert 80 < undefined["placebo"] < 140 and undefined["all"] == 0
+
+
 def test_a_forecaster_of_any_name_is_treated_by_its_role(make_scores):
     scores = {
         "a": make_scores(1, skill=0.1, role=Role.FLOOR),
@@ -79,6 +117,7 @@ def test_without_floor_or_ceiling_and_for_metrics_without_one_there_is_no_gap(ma
     assert [m.name for table in TABLES.values() for m in table if not m.has_gap and "calibration" in m.name] == [
         "calibration error of P(active)",
         "calibration error of the heatmap",
+        "calibration error of likely sites",
     ]
 
 
@@ -111,6 +150,13 @@ def test_a_metric_has_converged_once_it_stays_near_its_last_value(scores, shifts
     table = members_table({"diffusion": changed}, draws=50)
     rows = table[table.metric.str.startswith("mean squared error") & (table.arm == "all")]
     assert rows.members.tolist() == [1, 2, 7] and rows.converged.tolist() == converged
+
+
+def test_decisions_are_compared_with_treating_all_and_none(scores):
+    table = all_tables({"diffusion": scores}, draws=5)["decisions"]
+    assert {"treat all", "treat none"} < set(table.forecaster)
+    none = table[table.forecaster == "treat none"]
+    assert (none.value == 0).all() and set(none.metric) == {f"net benefit at {t} %" for t in (10, 20, 30, 50)}
 
 
 def test_all_tables_have_the_columns_and_hold_numbers(scores):

@@ -11,7 +11,7 @@ from bundle.forecasters.ensemble import Diffusion, ensemble_forecast
 from bundle.lesions import LesionRule, Volume
 
 SHAPE, AFFINE = (8, 9, 5), np.diag([2.0, 2.0, 3.0, 1.0])
-WHITE, CORTEX = SCORED_REGIONS
+WHITE, CORTEX, WHITE_ANY, CORTEX_ANY = SCORED_REGIONS
 
 
 def mask_of(*voxels):
@@ -36,9 +36,9 @@ def test_a_lesion_belongs_to_the_region_that_holds_most_of_it():
     mask = mask_of((2, 2, 2), (3, 2, 2), (4, 2, 2), (7, 7, 1))
     found = findings_of(mask, AFFINE, LesionRule(), half_white_half_cortex())
     assert found.count == 2 and found.volume_ml == pytest.approx(4 * 12 / 1000)
-    assert found.presence == {WHITE: True, CORTEX: True}
+    assert found.presence == dict.fromkeys(SCORED_REGIONS, True)
     found = findings_of(mask_of((2, 2, 2), (3, 2, 2), (4, 2, 2)), AFFINE, LesionRule(), half_white_half_cortex())
-    assert found.presence == {WHITE: True, CORTEX: False}
+    assert found.presence == {WHITE: True, CORTEX: False, WHITE_ANY: True, CORTEX_ANY: True}
 
 
 def test_without_a_segmentation_no_region_is_reported():
@@ -50,7 +50,7 @@ def test_an_ensemble_is_counted_member_by_member():
     forecast = ensemble_forecast(members, AFFINE, LesionRule(), half_white_half_cortex())
     assert forecast.p_active == 0.75 and forecast.heatmap[1, 1, 1] == 0.75 and forecast.heatmap[6, 6, 3] == 0.25
     assert dict(zip(forecast.counts, forecast.probabilities)) == {0: 0.25, 1: 0.5, 2: 0.25}
-    assert forecast.presence == {WHITE: 0.75, CORTEX: 0.25}
+    assert forecast.presence == {WHITE: 0.75, CORTEX: 0.25, WHITE_ANY: 0.75, CORTEX_ANY: 0.25}
     assert forecast.member_counts.tolist() == [0, 1, 2, 1]
 
 

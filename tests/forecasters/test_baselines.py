@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,16 @@ from scipy.stats import nbinom
 
 from bundle.arms import NULL_ARM
 from bundle.forecasters.base import SCORED_REGIONS, Findings, Patient, Role, ensembles
-from bundle.forecasters.baselines import AverageCount, FrequencyMap, NoNewLesions, Persistence, Population, Regression
+from bundle.forecasters.baselines import (
+    AverageCount,
+    FreeOfLesions,
+    FrequencyMap,
+    NoNewLesions,
+    Persistence,
+    Population,
+    Regression,
+    Uniform,
+)
 from bundle.forecasters.cohort import MASKS, Cohort, Record
 from bundle.lesions import LesionRule
 
@@ -13,11 +24,11 @@ SHAPE = (10, 12, 5)
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
 BRAIN = np.zeros(SHAPE, bool)
 BRAIN[1:-1, 1:-1] = True
-WHITE, CORTEX = SCORED_REGIONS
+WHITE, CORTEX = SCORED_REGIONS[:2]
 
 
 def record(arm, count, gd=0, white=None, **unknown):
-    presence = {WHITE: count > 0 if white is None else white, CORTEX: False}
+    presence = dict.fromkeys(SCORED_REGIONS, False) | {WHITE: count > 0 if white is None else white}
     lesions = dict.fromkeys(MASKS, 1) | {"gd_w000": gd} | unknown
     return Record("sub-1", arm, lesions, Findings(count, 0.024 * count, presence))
 
@@ -40,8 +51,8 @@ def patient(arm=0, net2=(), gd=()):
 
 def all_baselines(cohort):
     rule = LesionRule()
-    fitted = [cls(cohort) for cls in (Population, AverageCount, FrequencyMap)]
-    return [NoNewLesions(), Persistence(rule), Regression(cohort, rule), *fitted]
+    fitted = [cls(cohort) for cls in (Population, AverageCount, FrequencyMap, Uniform)]
+    return [NoNewLesions(), Persistence(rule), Regression(cohort, rule), FreeOfLesions(fitted[2]), *fitted]
 
 
 SMALL = cohort_of(record(0, 2), record(0, 0), record(0, 4), record(5, 0))
@@ -57,7 +68,7 @@ def test_each_declares_its_role_and_that_it_has_no_members():
 def test_keys_differ_between_forecasters_and_cohorts():
     other = Cohort(SMALL.records, SMALL.frequency, "another key")
     keys = [baseline.key for cohort in (SMALL, other) for baseline in all_baselines(cohort)]
-    assert len(set(keys)) == 6 + 4  # two of them need no cohort
+    assert len(set(keys)) == 8 + 6  # two of them need no cohort
 
 
 def test_no_new_lesions_means_none():
@@ -91,10 +102,22 @@ def test_an_unknown_or_unseen_arm_gets_all_patients():
 
 def test_the_frequency_map_holds_the_arms_volume_within_the_brain():
     (forecast,) = FrequencyMap(SMALL)(patient(arm=0))
-    assert forecast.p_active == pytest.approx(2 / 3) and forecast.presence == {WHITE: pytest.approx(2 / 3), CORTEX: 0}
+    assert forecast.p_active == forecast.presence[WHITE] == pytest.approx(2 / 3) and forecast.presence[CORTEX] == 0
     assert forecast.heatmap.sum() == pytest.approx(0.024 * 2 * 1000 / 12)  # mean volume by the voxel's, 12 mm3
     assert not forecast.heatmap[~BRAIN].any() and np.unravel_index(forecast.heatmap.argmax(), SHAPE) == (5, 6, 2)
     assert forecast.expected_count == pytest.approx(2)
+
+
+def test_forecasters_of_places_alone_state_neither_activity_nor_counts():
+    someone = patient(arm=0, net2=[(5, 6, 2)])
+    volume = FrequencyMap(SMALL)(someone)[0].heatmap.sum()
+    for forecaster in (Uniform(SMALL), FreeOfLesions(FrequencyMap(SMALL))):
+        (forecast,) = forecaster(someone)
+        assert np.isnan(forecast.p_active) and np.isnan(forecast.expected_count) and not forecast.presence
+        assert forecast.heatmap.sum() == pytest.approx(volume) and not forecast.heatmap[~BRAIN].any()
+    assert np.ptp(Uniform(SMALL)(someone)[0].heatmap[BRAIN]) == 0
+    free = FreeOfLesions(FrequencyMap(SMALL))(someone)[0].heatmap
+    assert free[5, 6, 2] == 0 and free[5, 7, 2] > 0
 
 
 def test_regression_finds_the_coefficients_it_was_simulated_from():
@@ -112,6 +135,27 @@ def test_regression_finds_the_coefficients_it_was_simulated_from():
         assert forecast.p_active == pytest.approx(1 - (2 / (2 + expected)) ** 2, abs=0.05)
         assert forecast.probabilities.sum() == pytest.approx(1)
         assert forecast.presence[CORTEX] == 0 and forecast.presence[WHITE] == pytest.approx(forecast.p_active, abs=0.01)
+
+
+def test_regression_uses_covariates_and_the_logarithm_of_months():
+    """Counts in proportion to the months and falling with age: unknown ones take the training mean."""
+    rng = np.random.default_rng(1)
+    age, months = rng.normal(40, 8, 3000), rng.uniform(6, 24, 3000)
+    counts = rng.poisson(0.1 * months * np.exp(-0.05 * (age - 40)))
+    rows = zip(counts.tolist(), age.tolist(), months.tolist())
+    records = [replace(record(0, c), covariates={"age": a, "months_w096": m}) for c, a, m in rows]
+    fitted = Regression(cohort_of(*records), LesionRule(), covariates=("age", "months_w096"))
+    expected = {
+        (40, 12): 1.2,
+        (50, 24): 2.4 * np.exp(-0.5),
+        (None, 12): 1.2,
+        (40, None): 0.1 * np.exp(np.log(months).mean()),
+    }
+    for (a, m), mean in expected.items():
+        (forecast,) = fitted(replace(patient(), covariates={"age": a, "months_w096": m}))
+        assert forecast.expected_count == pytest.approx(mean, rel=0.08)
+    (unknown,) = fitted(patient())
+    assert np.isfinite(unknown.expected_count)
 
 
 def test_regression_takes_the_training_mean_where_a_mask_is_unknown():

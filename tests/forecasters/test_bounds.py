@@ -8,7 +8,7 @@ from bundle.data.datalist import load_split
 from bundle.data.grid import SlabGrid
 from bundle.errors import InputError
 from bundle.forecasters.base import SCORED_REGIONS, Role
-from bundle.forecasters.bounds import BestPossible, Truth
+from bundle.forecasters.bounds import BestEnsemble, BestPossible, Truth
 from bundle.forecasters.cohort import CaseReader
 from bundle.lesions import LesionRule
 from bundle.simulation.observation import read_counts, read_masks, read_observation, read_protocol
@@ -53,9 +53,19 @@ def test_its_heatmap_keeps_the_expected_volume_on_the_slab(trial, observed, fore
 
 def test_the_lesions_are_divided_between_regions(forecast):
     """White matter holds most lesions, cortex some, and both together nearly all."""
-    white, cortex = (forecast.presence[region] for region in SCORED_REGIONS)
+    white, cortex, white_any, cortex_any = (forecast.presence[region] for region in SCORED_REGIONS)
     assert 0 < cortex < white < forecast.p_active
     assert forecast.p_active < white + cortex
+    assert white < white_any and cortex < cortex_any < forecast.p_active
+
+
+@pytest.mark.slow
+def test_regions_are_forecast_by_the_rule_that_outcomes_are_counted_by(observed, forecast):
+    """The best ensemble counts each region as outcomes are: both state the same chances, up to 60 draws' error."""
+    (drawn,) = BestEnsemble(LesionRule(), num_members=60, seed=4)(observed.patient)
+    for region in SCORED_REGIONS:
+        p = forecast.presence[region]
+        assert drawn.presence[region] == pytest.approx(p, abs=3.5 * np.sqrt(p * (1 - p) / 60)), region
 
 
 def test_from_w000_alone_it_does_not_use_the_first_year(trial, observed, oracle):
@@ -72,6 +82,26 @@ def test_of_masks_it_takes_what_they_show_for_right(trial, observed, oracle):
     assert forecast.p_active == exact.p_active and forecast.heatmap.max() > 0
     with pytest.raises(ValueError, match="up to w048"):
         BestPossible("w000", masks=True)
+
+
+def test_the_best_ensemble_is_drawn_from_the_oracles_forecast(observed, forecast):
+    (drawn,) = BestEnsemble(LesionRule(), num_members=40)(observed.patient)
+    assert drawn.members.shape == (40, *observed.patient.brain.shape) and BestEnsemble.role is Role.CEILING
+    assert drawn.p_active == pytest.approx(forecast.p_active, abs=4 * np.sqrt(0.25 / 40))
+    spread = np.sqrt(forecast.probabilities @ forecast.counts**2 - forecast.expected_count**2)
+    assert drawn.expected_count == pytest.approx(forecast.expected_count, abs=4 * spread / np.sqrt(40))
+    assert np.corrcoef(drawn.heatmap.ravel(), forecast.heatmap.ravel())[0, 1] > 0.1
+
+
+def test_members_of_the_best_ensemble_depend_on_seed_case_and_number_alone(observed):
+    three = BestEnsemble(LesionRule(), num_members=3, seed=1)
+    (first,) = three(observed.patient)
+    (more,) = three.with_members(5)(observed.patient)
+    np.testing.assert_array_equal(first.members, more.members[:3])
+    (other,) = BestEnsemble(LesionRule(), num_members=3, seed=2)(observed.patient)
+    assert not np.array_equal(first.members, other.members)
+    with pytest.raises(InputError, match="num_members=0"):
+        BestEnsemble(LesionRule(), num_members=0)
 
 
 def test_real_data_have_no_best_possible_forecast(observed, tmp_path):

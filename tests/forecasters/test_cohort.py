@@ -98,6 +98,14 @@ def test_a_record_and_the_frequency_map_are_those_of_the_outcome(items, counted)
     assert counted[0].frequency.sum() * 12 * 12 / 1000 == pytest.approx(total_ml, rel=1e-5)
 
 
+def test_covariates_and_months_are_those_that_were_simulated(trial, items, counted):
+    first, _ = counted
+    for item, record in zip(items, first.records):
+        truth = read_truth(trial, item["case"])
+        seen = truth["seen_covariates"] | {"sex": float(truth["seen_covariates"]["sex"] == "F")}
+        assert record.covariates == seen | dict(zip(("months_w048", "months_w096"), truth["months"]))
+
+
 def test_patients_are_read_once(items, counted, reads):
     first, file = counted
     again = read_cohort(items, READ, file, workers=0)
@@ -109,6 +117,8 @@ def test_the_version_of_a_patient_changes_with_any_of_its_files(trial, items, tm
     item = items[0]
     for found in sorted(trial.rglob(item["case"])):
         shutil.copytree(found, tmp_path / found.relative_to(trial))
+    table = tmp_path / "participants.tsv"
+    shutil.copy(trial / table.name, table)
     copied = item | {"image": str(tmp_path / item["case"])}
     versions = [READ.version(copied)]  # shutil keeps the times: the same files in another folder
     assert versions == [READ.version(item)] == [READ.version(copied)]
@@ -120,6 +130,8 @@ def test_the_version_of_a_patient_changes_with_any_of_its_files(trial, items, tm
         os.utime(file, ns=(later, later))
         versions.append(READ.version(copied))
     versions.append(READ.version(copied | {"arm": "unknown"}))
+    table.unlink()  # covariates are read from it
+    versions.append(READ.version(copied))
     assert len(versions) > 10 and len(set(versions)) == len(versions)
 
 

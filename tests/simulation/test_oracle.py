@@ -208,7 +208,8 @@ def test_places_are_calibrated_over_a_trial():
         history = patient_history(13, i)
         new = [e.territory for e, _ in zip(history.events[1], history.weeks[0][1])]
         if new:
-            told = oracle._places(observe(history, 0, PROTOCOL))
+            told = oracle._dirichlet(observe(history, 0, PROTOCOL))
+            told = told / told.sum()
             z.append(np.bincount(new, minlength=NUM_TERRITORIES) - len(new) * told)
             gain += np.log(told[new] / (PROTOCOL.dirichlet / PROTOCOL.concentration)[new]).tolist()
     z = np.array(z)
@@ -240,3 +241,28 @@ def test_the_heatmap_is_the_chance_that_any_lesion_covers_a_voxel():
 def test_impossible_observations_are_refused(bad):
     with pytest.raises(ValueError, match="negative|both|greater"):
         Observation(**bad)
+
+
+def test_outcomes_drawn_from_a_forecast_have_its_counts_and_places():
+    anatomy, rng = patient_anatomy(3, 1), np.random.default_rng(0)
+    status = np.zeros(SHAPE, np.uint8)
+    status[tuple(np.argwhere(anatomy.susceptibility > 0)[1000])] = SMOULDERING
+    counts = np.bincount([3] * 40, minlength=NUM_TERRITORIES)
+    oracle = Oracle(replace(PROTOCOL, enlarging=0.0))
+    forecast = oracle(Observation(num_gd=2, territories=counts, months=YEAR, anatomy=anatomy, status=status), 0)
+    drawn = [oracle.draw(forecast, rng) for _ in range(200)]
+    number = np.array([len(lesions) for lesions in drawn])
+    spread = np.sqrt((forecast.count_pmf @ COUNTS**2 - forecast.expected_count**2) / 200)
+    assert abs(number.mean() - forecast.expected_count) < 3 * spread
+    p = forecast.p_active
+    assert abs((number > 0).mean() - p) < 3 * np.sqrt(p * (1 - p) / 200)
+    starts = [tuple(axis[0] for axis in lesion) for lesions in drawn for lesion in lesions]
+    found = np.mean([anatomy.territory[start] == 4 for start in starts])
+    assert abs(found - forecast.places[3]) < 0.1
+    touched = Surroundings(anatomy, status, PROTOCOL.hazards).touched
+    assert not any(touched[lesion].any() for lesions in drawn for lesion in lesions)
+
+
+def test_without_images_no_outcome_can_be_drawn():
+    with pytest.raises(ValueError, match="with images"):
+        Oracle().draw(Oracle()(Observation(), 0), np.random.default_rng(0))

@@ -1,6 +1,6 @@
 """The metrics of an evaluation, by table. A new metric is a small class in one of these modules and one entry here."""
 
-from bundle.evaluation.metrics import activity, calibration, counts, detection, regions, where
+from bundle.evaluation.metrics import activity, calibration, counts, decisions, detection, regions, where
 from bundle.evaluation.metrics.base import Metric
 
 TABLES: dict[str, tuple[Metric, ...]] = {
@@ -17,17 +17,23 @@ TABLES: dict[str, tuple[Metric, ...]] = {
     ),
     "calibration": (
         calibration.ActivityBrier(),
+        calibration.CalibrationSlope(),
+        calibration.CalibrationInTheLarge(),
         calibration.ActivityCalibrationError(),
+        counts.Coverage(80),
+        counts.Coverage(95),
         calibration.HeatmapCalibrationError(),
+        calibration.SiteCalibrationError(),
+        calibration.SiteRatio(),
         calibration.VolumeRatio(),
     ),
     "counts": (
         counts.CountCRPS(),
-        counts.Coverage(80),
-        counts.Coverage(95),
+        counts.FairCountCRPS(),
         counts.MeanForecastCount(),
         counts.MeanTrueCount(),
     ),
+    "decisions": decisions.METRICS,
 }
 MEMBERS: tuple[Metric, ...] = (  # also computed for the first 1, 2, ... members of an ensemble
     activity.AUC(),

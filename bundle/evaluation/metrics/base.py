@@ -19,6 +19,8 @@ class Metric(ABC):
         by_arm: whether it is also computed for each arm.
         has_gap: whether the fraction of the gap closed is meaningful: not for calibration errors, which a constant can
             have as low as the best forecast, nor for metrics at a threshold.
+        has_target: whether models are compared with the best possible ensemble although neither greater nor smaller
+            values are better.
     """
 
     name: str
@@ -26,6 +28,11 @@ class Metric(ABC):
     higher_is_better: bool | None = True
     by_arm: bool = True
     has_gap: bool = True
+    has_target: bool = False
+
+    def positives(self, scores: Scores) -> Values:
+        """(N,) bool, the patients that most of its information comes from: where they are few, it has no interval."""
+        return scores.active
 
     @abstractmethod
     def compute(self, scores: Scores, weights: Values) -> Values:

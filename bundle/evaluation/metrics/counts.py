@@ -32,16 +32,30 @@ class CountCRPS(Metric):
         return mean_over_draws(lambda x: weighted_mean(x, weights), scores[self.score])
 
 
+class FairCountCRPS(Metric):
+    """`CountCRPS` of the distribution that an ensemble was drawn from, estimated without bias; in lesions.
+
+    See `bundle.metrics.fair_crps`. Ensembles of different sizes can be compared by it; of other forecasters it is the
+    CRPS. NaN for ensembles of one member.
+    """
+
+    name, score, higher_is_better = "fair CRPS of the count", "fair_crps", False
+
+    def compute(self, scores: Scores, weights: Values) -> Values:
+        return mean_over_draws(lambda x: weighted_mean(x, weights), scores[self.score])
+
+
 class Coverage(Metric):
     """Fraction of patients whose count lies in the central forecast interval, ends included; in [0, 1].
 
-    Counts are integers, so that even the exact distribution covers more than nominally.
+    Counts are integers, so that even the exact distribution covers more than nominally, and the quantiles of an
+    ensemble are those of few members: the target is the coverage of the best possible ensemble of that size.
 
     Args:
         percent: of the interval.
     """
 
-    higher_is_better = None
+    higher_is_better, has_target = None, True
 
     def __init__(self, percent: int) -> None:
         self.low, self.high = f"low_{percent}", f"high_{percent}"

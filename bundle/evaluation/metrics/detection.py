@@ -50,7 +50,7 @@ class VoxelAveragePrecision(Metric):
     In [0, 1]; chance gives the fraction of lesion voxels. NaN without lesion voxels.
     """
 
-    name, score = "voxel average precision", "voxels"
+    name, score = "voxel average precision (who x where)", "voxels"
 
     def compute(self, scores: Scores, weights: Values) -> Values:
         positive, total = weights @ scores["lesion_voxels"], weights @ scores["voxels"]
@@ -60,7 +60,7 @@ class VoxelAveragePrecision(Metric):
 class VoxelBrier(Metric):
     """Mean over patients of the mean squared error of the heatmap in the brain; in [0, 1], 0 is perfect."""
 
-    name, score, higher_is_better = "voxel Brier score", "brier", False
+    name, score, higher_is_better = "voxel Brier score (who x where)", "brier", False
 
     def compute(self, scores: Scores, weights: Values) -> Values:
         return weighted_mean(scores[self.score], weights)

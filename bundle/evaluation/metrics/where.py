@@ -80,10 +80,47 @@ class LesionsNearSites(Metric):
         return ratio_of_sums(scores["lesions near sites"][:, self.index], scores["outcome_lesions"], weights)
 
 
+class LesionsAtFalseSites(Metric):
+    """Fraction of lesions within 10 mm of a likely site, at so many false sites per active patient (a point of FROC).
+
+    Sites are taken in order of the fraction of the heatmap that they hold, at most ten of each patient; linear between
+    the points of the curve. In [0, 1], NaN without lesions.
+
+    Args:
+        false_sites: to which no lesion comes within 10 mm, mean per active patient.
+    """
+
+    score, by_arm = LOG_SCORE, False
+
+    def __init__(self, false_sites: int) -> None:
+        self.false_sites = false_sites
+        self.name = f"lesions found at {false_sites} false site{'s' if false_sites > 1 else ''} a patient"
+
+    def compute(self, scores: Scores, weights: Values) -> Values:
+        false, found = froc(scores, weights)
+        known = np.isfinite(found).all(axis=-1)
+        at = [np.interp(self.false_sites, x, y) for x, y in zip(false[known], found[known])]
+        values = np.full(len(weights), np.nan)
+        values[known] = at
+        return values
+
+
+def froc(scores: Scores, weights: Values) -> tuple[Values, Values]:
+    """(B, 61) false sites per active patient and fraction of lesions found, both rising from 0; NaN without lesions."""
+    patients, lesions = weights @ (scores["outcome_lesions"] > 0), weights @ scores["outcome_lesions"]
+    curves = []
+    for name, total in (("false sites", patients), ("lesions by site", lesions)):
+        upto = np.cumsum((weights @ scores[name])[:, ::-1], axis=-1)
+        upto = np.concatenate([np.zeros((len(weights), 1)), upto], axis=-1)
+        curves.append(np.divide(upto, total[:, None], out=np.full(upto.shape, np.nan), where=total[:, None] > 0))
+    return curves[0], curves[1]
+
+
 METRICS = (
     VoxelLogScore(),
     LesionLogScore(),
     PatientLogScore(),
     *map(LesionsInTop, range(len(TOP_FRACTIONS))),
     *map(LesionsNearSites, range(len(NUM_SITES))),
+    *map(LesionsAtFalseSites, (1, 2, 4)),
 )

@@ -1,5 +1,7 @@
 """Every metric of the tables against scikit-learn or brute force, and the rules that all of them obey."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn import metrics as sk
@@ -49,8 +51,17 @@ def test_ranking_metrics_agree_with_scikit_learn(scores):
     ],
 )
 def test_region_metrics_agree_with_scikit_learn(name, expected, scores):
-    predicted, true = scores[f"presence of {WHITE}"][:, 0] >= 0.5, scores[f"true presence of {WHITE}"] > 0
-    assert computed(f"{name}, {WHITE}", scores)[0] == pytest.approx(expected(true, predicted))
+    p, true = scores[f"presence of {WHITE}"][:, 0], scores[f"true presence of {WHITE}"] > 0
+    assert computed(f"{name}, {WHITE}", scores)[0] == pytest.approx(expected(true, p >= 0.5))
+    criterion = "balanced accuracy" if name == "balanced accuracy" else "F1"
+    cut = replace(scores, cuts={f"{criterion}, {WHITE}": 0.3})
+    assert computed(f"{name}, {WHITE}", cut)[0] == pytest.approx(expected(true, p >= 0.3))
+
+
+def test_region_probabilities_are_scored_as_such(scores):
+    p, true = scores[f"presence of {WHITE}"][:, 0], scores[f"true presence of {WHITE}"] > 0
+    assert computed(f"Brier score, {WHITE}", scores)[0] == pytest.approx(sk.brier_score_loss(true, p))
+    assert computed(f"AUC, {WHITE}", scores)[0] == pytest.approx(sk.roc_auc_score(true, p))
 
 
 def test_patients_without_a_segmentation_are_left_out_of_regions(scores):
@@ -76,7 +87,7 @@ def test_voxel_average_precision_is_that_of_all_voxels(scores):
     total, lesions = scores["voxels"].sum(0), scores["lesion_voxels"].sum(0)
     truth = np.concatenate([[1] * b + [0] * (a - b) for a, b in zip(total, lesions)])
     expected = sk.average_precision_score(truth, np.repeat(bins, total))
-    assert computed("voxel average precision", scores)[0] == pytest.approx(expected)
+    assert computed("voxel average precision (who x where)", scores)[0] == pytest.approx(expected)
 
 
 def test_calibration_errors_by_brute_force(scores):
@@ -133,7 +144,7 @@ def test_the_draws_of_a_monte_carlo_forecaster_are_averaged(metric, make_scores)
 
 @pytest.mark.parametrize(
     "name",
-    ["AUC", "average precision", "AUC within arms", "lesion sensitivity", "voxel average precision"]
+    ["AUC", "average precision", "AUC within arms", "lesion sensitivity", "voxel average precision (who x where)"]
     + [metric.name for metric in TABLES["where"]],
 )
 def test_without_active_patients_it_is_not_defined(name, scores):
@@ -163,3 +174,46 @@ def test_lesion_f1_is_zero_if_all_are_missed_and_not_defined_if_there_are_none(s
     assert np.isnan(computed("lesion F1", changed(scores, **none))[0])
     missed = none | {"lesions": np.ones(N, int)}
     assert computed("lesion F1", changed(scores, **missed))[0] == 0
+
+
+def test_calibration_slope_and_intercept_of_a_calibrated_and_of_an_extreme_forecast():
+    rng = np.random.default_rng(0)
+    log_odds = rng.normal(-1, 1.5, 20000)
+    active = rng.random(20000) < 1 / (1 + np.exp(-log_odds))
+    for factor, shift in ((1, 0), (2, 0), (1, 1)):
+        p = 1 / (1 + np.exp(-factor * log_odds - shift))
+        values = {"arm": np.zeros(20000, int), "true_count": active.astype(int), "p_active": p[:, None]}
+        scores, ones = Scores(tuple(map(str, range(20000))), values), np.ones((1, 20000))
+        assert computed("calibration slope", scores, ones)[0] == pytest.approx(1 / factor, abs=0.05)
+        if factor == 1:
+            assert computed("calibration intercept", scores, ones)[0] == pytest.approx(-shift, abs=0.05)
+
+
+def test_a_yes_or_no_has_no_calibration_slope(scores):
+    certain = changed(scores, p_active=np.round(scores["p_active"]))
+    assert np.isnan(computed("calibration slope", certain)).all()
+
+
+def test_net_benefit_counts_treated_patients(scores):
+    p, active = scores["p_active"][:, 0], scores.active
+    expected = ((p >= 0.2) & active).sum() / N - ((p >= 0.2) & ~active).sum() / N / 4
+    assert computed("net benefit at 20 %", scores)[0] == pytest.approx(expected)
+
+
+def test_froc_is_read_where_the_curve_passes_so_many_false_sites(scores):
+    """Two patients: three lesions found at sites of fraction 1, one at lower ones, with 1 and 3 false sites."""
+    false, found = np.zeros((N, 60)), np.zeros((N, 60))
+    found[0, 59], found[1, 40], false[0, 59], false[1, 40] = 3, 1, 2, 6
+    lesions = np.zeros(N, int)
+    lesions[:2] = 3
+    known = changed(scores, **{"false sites": false, "lesions by site": found, "outcome_lesions": lesions})
+    assert computed("lesions found at 1 false site a patient", known)[0] == pytest.approx(3 / 6)
+    assert computed("lesions found at 2 false sites a patient", known)[0] == pytest.approx((3 + 1 / 3) / 6)
+    assert computed("lesions found at 4 false sites a patient", known)[0] == pytest.approx(4 / 6)
+
+
+def test_likely_sites_are_calibrated_where_hits_are_as_many_as_was_said(scores):
+    sites, p, hits = scores["sites"].sum(0), scores["site probability"].sum(0), scores["sites with a lesion"].sum(0)
+    error = np.abs(p - hits).sum() / sites.sum()
+    assert computed("calibration error of likely sites", scores)[0] == pytest.approx(error)
+    assert computed("forecast / observed hits of likely sites", scores)[0] == pytest.approx(p.sum() / hits.sum())
