@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bundle.arms import CLASSES, NULL_ARM
-from bundle.networks.loads import lesion_loads
+from bundle.networks.loads import euler_number, lesion_loads
 
 # Of the images: FLAIR, T2 and gadolinium lesions of w000; the same of w048, and NET2.
 NUM_VOLUMES = 7
 _NUM_PLANES = NUM_VOLUMES + 1 + 5 + 3  # see `_planes`
 _NUM_DENSITIES = 6
+_MASKS = (1, 2, 4, 5, 6)
+_BRIGHTNESS = (0.5, 0.7, 0.9)  # of old lesions, in the range of FLAIR
+_NUM_SUMMARY = 2 * NUM_VOLUMES + len(_MASKS) + 2 * len(_BRIGHTNESS)  # see `_summary`
 _DENSITY_MM = ((3, 5, 5), (7.5, 12, 12), (15, 28, 28))  # standard deviations along S, H, W
 _CELL_MM = (3, 4, 4)  # of the densities, which are at half the resolution in plane
 # The map of a population covers so many standard deviations of the brain's voxels about their mean, S, H, W.
@@ -33,8 +36,8 @@ class PriorNetwork(nn.Module):
 
     Args:
         channels: width of each level; between two the resolution is halved along all axes.
-        context_channels: width of the summary of the whole patient (lesion loads, arm, pooled features) that steers the
-            way up.
+        context_channels: width of the summary of the whole patient (arm, loads and numbers of lesions, pooled features)
+            that steers the way up.
         voxel_channels: features that each voxel of a cell gets.
 
     Attributes:
@@ -57,7 +60,7 @@ class PriorNetwork(nn.Module):
             Block(a, b, cube if level else flat, cube) for level, (a, b) in enumerate(zip(widths, widths[1:]))
         )
         self.context = nn.Sequential(
-            nn.Linear(2 * channels[-1] + len(CLASSES) + 2 * NUM_VOLUMES, context_channels),
+            nn.Linear(2 * channels[-1] + len(CLASSES) + _NUM_SUMMARY, context_channels),
             nn.SiLU(),
             nn.Linear(context_channels, context_channels),
             nn.SiLU(),
@@ -87,7 +90,7 @@ class PriorNetwork(nn.Module):
             brain = brain_of(volumes)
             coordinates = brain_coordinates(brain)
             planes = torch.cat([volumes, _touching(volumes), coordinates], dim=1)
-            densities = _densities(volumes)
+            densities, numbers = _densities(volumes), _summary(volumes)
             offset = sample_map(self.population.to(volumes.dtype), coordinates)[:, 0] - _OUTSIDE * (1 - brain[:, 0])
         x = self.stem(_channels_last(torch.cat([_to_cells(planes), densities], dim=1)))
         skips = []
@@ -95,7 +98,7 @@ class PriorNetwork(nn.Module):
             x = block(F.avg_pool3d(x, 2, ceil_mode=True) if level else x)
             skips.append(x)
         one_hot = F.one_hot(arm, len(CLASSES)).to(x.dtype)
-        summary = [x.mean((2, 3, 4)), x.amax((2, 3, 4)), one_hot, lesion_loads(volumes).to(x.dtype)]
+        summary = [x.mean((2, 3, 4)), x.amax((2, 3, 4)), one_hot, numbers.to(x.dtype)]
         context = self.context(torch.cat(summary, dim=1))
         x = self.up[0](skips.pop(), context)
         for block in self.up[1:]:
@@ -272,6 +275,18 @@ def _densities(volumes: Tensor) -> Tensor:
     cells = F.avg_pool3d(torch.cat([lesion, recent], dim=1).to(volumes.dtype), (1, 2, 2))
     smooth = [blur(cells, [mm / cell for mm, cell in zip(of, _CELL_MM)]) for of in _DENSITY_MM]
     return (5 * torch.cat(smooth, dim=1)).log1p()
+
+
+def _summary(volumes: Tensor) -> Tensor:
+    """(B, 25): loads of all volumes, numbers of lesions of each mask, and of bright ones at each visit, as log(1 + n).
+
+    Activity differs between patients more than anything else, and numbers of lesions tell it better than volumes do.
+    """
+    masks = (volumes[:, _MASKS] > 0).to(volumes.dtype)  # (B, 5, S, H, W)
+    old = ((volumes[:, 1:2] > 0) | (volumes[:, 4:5] > 0)).to(volumes.dtype)
+    bright = [old * ((volumes[:, v : v + 1] + 1) / 2 > level) for v in (0, 3) for level in _BRIGHTNESS]
+    numbers = euler_number(torch.cat([masks, *bright], dim=1)).clamp(min=0).log1p()
+    return torch.cat([lesion_loads(volumes), numbers], dim=1)
 
 
 def neighbourhood_max(x: Tensor) -> Tensor:
