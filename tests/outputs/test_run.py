@@ -3,6 +3,7 @@
 import hashlib
 import json
 import multiprocessing
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
