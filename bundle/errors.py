@@ -17,9 +17,12 @@ class InputError(ValueError):
         fix: what the user can do about it.
         case: participant id, e.g. "sub-0001"; nothing else about a patient may be printed.
         file: the file or folder concerned.
+
+    `problem` and `fix` stay as attributes, for where the path of a file must not be written.
     """
 
     def __init__(self, problem: str, fix: str, *, case: str = "", file: str | Path | None = None) -> None:
+        self.problem, self.fix = problem, fix
         prefix = "".join([f"{case}: " if case else "", f"{file}: " if file else ""])
         super().__init__(" ".join(f"{prefix}{problem}; {fix}".split("\n")))
 
@@ -67,9 +70,13 @@ class Guard:
             found = input_error(error)
             if found is None:
                 raise
-            self.failures.append(found)
-            _print_line(f"error: {found}")
+            self.refuse(found)
             return otherwise
+
+    def refuse(self, error: InputError) -> None:
+        """Prints an error and counts it."""
+        self.failures.append(error)
+        _print_line(f"error: {error}")
 
 
 def warn(text: str) -> None:

@@ -11,7 +11,7 @@ from bundle.arms import arm_index
 from bundle.errors import InputError
 
 LABEL = re.compile(r"sub-[A-Za-z0-9]+")
-_DAYS_A_MONTH = 365.25 / 12
+DAYS_A_MONTH = 365.25 / 12
 
 
 def checked_arm(arm: Any, fix: str, *, case: str = "", file: str | Path | None = None) -> int:
@@ -83,12 +83,17 @@ def visit_months(dataset_dir: Path, case: str, sessions: Mapping[str, str]) -> d
     Args:
         sessions: session label by visit, the first visit first.
     """
-    path = dataset_dir / case / f"{case}_sessions.tsv"
-    rows = {row["session_id"].strip(): row for row in _read_table(path, ("session_id",))}
-    times = {visit: _months(rows.get(session, {})) for visit, session in sessions.items()}
+    known = session_times(dataset_dir, case)
+    times = {visit: known.get(session) for visit, session in sessions.items()}
     first = next(iter(times.values()), None)
     since = {visit: None if time is None or first is None else round(time - first, 2) for visit, time in times.items()}
     return since
+
+
+def session_times(dataset_dir: Path, case: str) -> dict[str, float | None]:
+    """Time of each session of a patient's sessions.tsv, in months since any fixed day; None where it is not known."""
+    path = dataset_dir / case / f"{case}_sessions.tsv"
+    return {row["session_id"].strip(): _months(row) for row in _read_table(path, ("session_id",))}
 
 
 def _months(row: Mapping[str, str]) -> float | None:
@@ -98,7 +103,7 @@ def _months(row: Mapping[str, str]) -> float | None:
             months = float(row["months"])
             return months if abs(months) < 1e4 else None
         when = datetime.fromisoformat(row["acq_time"].strip().removesuffix("Z"))
-        return (when.toordinal() + when.hour / 24) / _DAYS_A_MONTH
+        return (when.toordinal() + when.hour / 24) / DAYS_A_MONTH
     except (KeyError, ValueError):
         return None
 
