@@ -3,6 +3,7 @@
 import errno
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,12 @@ class InputError(ValueError):
 
     def __init__(self, problem: str, fix: str, *, case: str = "", file: str | Path | None = None) -> None:
         self.problem, self.fix = problem, fix
+        self._rest = {"case": case, "file": file}
         prefix = "".join([f"{case}: " if case else "", f"{file}: " if file else ""])
         super().__init__(" ".join(f"{prefix}{problem}; {fix}".split("\n")))
+
+    def __reduce__(self) -> tuple:  # worker processes hand errors over
+        return partial(InputError, **self._rest), (self.problem, self.fix)
 
 
 def input_error(error: BaseException | None) -> InputError | None:

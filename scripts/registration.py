@@ -64,7 +64,8 @@ def registration_table(dataset_dir: str, patients: int | None = None, seed: int 
     means = np.sort(rng.choice(errors, (2000, len(errors))).mean(axis=1))
     lines = [
         f"{len(errors)} pairs: mean distance {errors.mean():.2f} mm (95 % interval {means[50]:.2f} to "
-        f"{means[-50]:.2f}), median {np.median(errors):.2f}, greatest {errors.max():.2f}; {np.mean(errors <= 0.5):.0%} within .5 mm.",
+        f"{means[-50]:.2f}), median {np.median(errors):.2f}, greatest {errors.max():.2f}; "
+        f"{np.mean(errors <= 0.5):.0%} within .5 mm.",
         "",
         "| second visit | n | correlation, lowest | median | highest | refused |",
         "|---|---|---|---|---|---|",

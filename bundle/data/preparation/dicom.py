@@ -39,7 +39,7 @@ _TAGS = (
     "PixelSpacing",
 )
 _UNEVEN = 0.1  # of the slice distance: larger differences are missing slices
-_DERIVED = re.compile(r"\b(mpr|mip|minip|reformat|sub|subtraction|fused|screen|localizer|scout|map)", re.IGNORECASE)
+_DERIVED = re.compile(r"\b(mpr|mip|minip|reformat|sub|subtraction|fused|screen|localizer|scout|map)\b", re.IGNORECASE)
 _FLAIR = re.compile(r"flair|dark.?fl|tirm", re.IGNORECASE)
 _FLAIR_TI_MS, _FLAIR_TE_MS = (1500.0, 3000.0), 60.0
 

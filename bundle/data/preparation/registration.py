@@ -17,6 +17,7 @@ _SAMPLES = (20_000, 50_000, 100_000)  # voxels of the brain at each level
 _TILTS_DEGREES = (-24, -12, 0, 12, 24)  # of the starts, about each axis
 _STARTS = 3  # of all tilts, those that are followed
 _START_POINTS = 5_000
+_BORDER_MM = 5.0  # next to the background of a stripped or cut scan nothing is compared: its edge is no anatomy
 _BINS = 32
 _COMPARED = 200_000  # voxels of the brain at most for the figures of agreement
 
@@ -73,8 +74,10 @@ def register(first: Volume, later: Volume, first_brain: np.ndarray, later_brain:
     """
     centre, later_centre = _centre(first_brain, first.affine), _centre(later_brain, later.affine)
     transforms = _starts(first, later, first_brain, centre, later_centre)
+    inner = first_brain & _inner(first)
+    masks = (inner if inner.any() else first_brain, _inner(later))
     for size_mm, samples in zip(_SIZES_MM, _SAMPLES):
-        transforms = _follow(first, later, first_brain, transforms, size_mm, samples)[:1]
+        transforms = _follow(first, later, masks, transforms, size_mm, samples)[:1]
     best = transforms[0]
     inverse, pivot = np.eye(4), np.array(best.GetCenter())
     inverse[:3, :3] = np.reshape(best.GetMatrix(), (3, 3))
@@ -94,7 +97,9 @@ def agreement(first: Volume, later: Volume, brain: np.ndarray) -> Agreement:
     a = first.values[tuple(where.T)]
     points = apply_affine(np.linalg.inv(later.affine) @ first.affine, where)
     b = ndimage.map_coordinates(later.values, points.T, order=1)
-    both = (a > 0) & (b > 0)
+    # Voxels at the border of a stripped or cut scan hold part of the background.
+    covered = ndimage.map_coordinates((later.values > 0).astype(np.float32), points.T, order=1) > 0.99
+    both = (a > 0) & covered
     a, b = a[both], b[both]
     if a.size < 1000 or a.std() == 0 or b.std() == 0:
         return Agreement(np.nan, np.nan)
@@ -130,18 +135,24 @@ def _starts(
 def _follow(
     first: Volume,
     later: Volume,
-    brain: np.ndarray,
+    masks: tuple[np.ndarray, np.ndarray],
     starts: list[sitk.Euler3DTransform],
     size_mm: float,
     samples: int,
 ) -> list[sitk.Euler3DTransform]:
-    """Each start after optimisation at one level of detail, the best first."""
+    """Each start after optimisation at one level of detail, the best first.
+
+    Args:
+        masks: of each scan, bool; voxels outside are not compared.
+    """
     fixed, moving = (to_itk(_smooth(scan, size_mm), scan.affine) for scan in (first, later))
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(_BINS)
-    method.SetMetricFixedMask(to_itk(brain.astype(np.uint8), first.affine))
+    method.SetMetricFixedMask(to_itk(masks[0].astype(np.uint8), first.affine))
+    if masks[1].any():
+        method.SetMetricMovingMask(to_itk(masks[1].astype(np.uint8), later.affine))
     method.SetMetricSamplingStrategy(method.RANDOM)
-    method.SetMetricSamplingPercentage(min(1.0, samples / np.count_nonzero(brain)), seed=1)
+    method.SetMetricSamplingPercentage(min(1.0, samples / np.count_nonzero(masks[0])), seed=1)
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(
         learningRate=size_mm,
@@ -158,6 +169,13 @@ def _follow(
         method.Execute(fixed, moving)
         ended.append((method.GetMetricValue(), transform))
     return [transform for _, transform in sorted(ended, key=lambda item: item[0])]
+
+
+def _inner(scan: Volume) -> np.ndarray:
+    """Voxels of a scan that are not near its background or the end of its field of view."""
+    spacing = np.linalg.norm(scan.affine[:3, :3], axis=0)
+    seen = np.pad(scan.values > 0, 1)
+    return ndimage.distance_transform_edt(seen, sampling=spacing)[1:-1, 1:-1, 1:-1] > _BORDER_MM
 
 
 def _smooth(scan: Volume, size_mm: float) -> np.ndarray:

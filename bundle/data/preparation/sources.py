@@ -183,12 +183,11 @@ def _subject(key: str, found: list[_Found], arm: str, label: str | None) -> Subj
         for kind in KINDS:
             candidates = sorted((s for s in members if s.kind == kind), key=lambda s: s.rank)
             if len(candidates) > 1 and candidates[0].rank == candidates[1].rank:
-                names = ", ".join(scan.name for scan in candidates)
+                names = ", ".join(scan.name for scan in candidates)  # may name the patient: for the console only
                 problem = InputError(
-                    f"several scans of one study may be its {kind} ({names})",
-                    "name the right one in a table (--table)",
+                    f"several scans of one study may be its {kind}", "name the right one in a table (--table)"
                 )
-                return Subject(key, label, arm, (), problem=problem)
+                return Subject(key, label, arm, (), (names,), problem)
             if candidates:
                 scans[kind] = candidates[0].scan
                 if len(candidates) > 1:
