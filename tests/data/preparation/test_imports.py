@@ -14,7 +14,8 @@ print("SimpleITK" in sys.modules, any("preparation" in name for name in sys.modu
 
 
 def loaded_by(module):
-    done = subprocess.run([sys.executable, "-c", PROGRAM.format(module=module)], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-c", PROGRAM.format(module=module)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
