@@ -3,6 +3,7 @@
 import errno
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,18 @@ class InputError(ValueError):
         fix: what the user can do about it.
         case: participant id, e.g. "sub-0001"; nothing else about a patient may be printed.
         file: the file or folder concerned.
+
+    `problem` and `fix` stay as attributes, for where the path of a file must not be written.
     """
 
     def __init__(self, problem: str, fix: str, *, case: str = "", file: str | Path | None = None) -> None:
+        self.problem, self.fix = problem, fix
+        self._rest = {"case": case, "file": file}
         prefix = "".join([f"{case}: " if case else "", f"{file}: " if file else ""])
         super().__init__(" ".join(f"{prefix}{problem}; {fix}".split("\n")))
+
+    def __reduce__(self) -> tuple:  # worker processes hand errors over
+        return partial(InputError, **self._rest), (self.problem, self.fix)
 
 
 def input_error(error: BaseException | None) -> InputError | None:
@@ -67,9 +75,13 @@ class Guard:
             found = input_error(error)
             if found is None:
                 raise
-            self.failures.append(found)
-            _print_line(f"error: {found}")
+            self.refuse(found)
             return otherwise
+
+    def refuse(self, error: InputError) -> None:
+        """Prints an error and counts it."""
+        self.failures.append(error)
+        _print_line(f"error: {error}")
 
 
 def warn(text: str) -> None:

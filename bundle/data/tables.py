@@ -13,7 +13,7 @@ from bundle.errors import InputError
 
 LABEL = re.compile(r"sub-[A-Za-z0-9]+")
 COVARIATES = ("age", "sex", "disease_duration", "edss", "relapses")
-_DAYS_A_MONTH = 365.25 / 12
+DAYS_A_MONTH = 365.25 / 12
 
 
 def checked_arm(arm: Any, fix: str, *, case: str = "", file: str | Path | None = None) -> int:
@@ -85,9 +85,8 @@ def visit_months(dataset_dir: Path, case: str, sessions: Mapping[str, str]) -> d
     Args:
         sessions: session label by visit, the first visit first.
     """
-    path = dataset_dir / case / f"{case}_sessions.tsv"
-    rows = {row["session_id"].strip(): row for row in _read_table(path, ("session_id",))}
-    times = {visit: _months(rows.get(session, {})) for visit, session in sessions.items()}
+    known = session_times(dataset_dir, case)
+    times = {visit: known.get(session) for visit, session in sessions.items()}
     first = next(iter(times.values()), None)
     since = {visit: None if time is None or first is None else round(time - first, 2) for visit, time in times.items()}
     return since
@@ -117,6 +116,12 @@ def _covariate(text: str) -> float | None:
     return value if isfinite(value) else None
 
 
+def session_times(dataset_dir: Path, case: str) -> dict[str, float | None]:
+    """Time of each session of a patient's sessions.tsv, in months since any fixed day; None where it is not known."""
+    path = dataset_dir / case / f"{case}_sessions.tsv"
+    return {row["session_id"].strip(): _months(row) for row in _read_table(path, ("session_id",))}
+
+
 def _months(row: Mapping[str, str]) -> float | None:
     """The time of a session, in months since any fixed day."""
     try:
@@ -124,7 +129,7 @@ def _months(row: Mapping[str, str]) -> float | None:
             months = float(row["months"])
             return months if abs(months) < 1e4 else None
         when = datetime.fromisoformat(row["acq_time"].strip().removesuffix("Z"))
-        return (when.toordinal() + when.hour / 24) / _DAYS_A_MONTH
+        return (when.toordinal() + when.hour / 24) / DAYS_A_MONTH
     except (KeyError, ValueError):
         return None
 

@@ -1,0 +1,38 @@
+"""python -m scripts.prepare SOURCE --out DIR: from a folder of DICOM or NIfTI to a data set that inference reads."""
+
+import sys
+
+import fire
+
+from bundle.data.preparation.cohort import prepare_dataset
+from bundle.errors import report_in_one_line
+
+
+def main(
+    source: str,
+    out: str,
+    table: str | None = None,
+    workers: int | None = None,
+    key: str | None = None,
+) -> None:
+    """Prepares scans for the forecast: corrects bias, registers the visits of each patient, checks and documents them.
+
+    Args:
+        source: folder with the scans as they come: DICOM, NIfTI in any orientation, or BIDS with any session names.
+        out: folder of the data set; a run that was stopped goes on there, and patients that are done are left alone.
+        table: tab- or comma-separated text that says what cannot be guessed, with some of the columns path, patient,
+            participant_id, date, visit, kind, treatment_arm.
+        workers: patients prepared at the same time; one a core if not given.
+        key: file to write, outside `out`, that says which patient of the source has which label.
+    """
+    prepared, failures = prepare_dataset(source, out, table=table, workers=workers, key=key)
+    total = len(prepared) + len(failures)
+    line = f"prepared {len(prepared)} of {total} patient{'s' * (total != 1)}"
+    print(f"{line}: {out}/derivatives/preparation/patients.html")
+    if failures:
+        sys.exit(f"{len(failures)} not prepared")
+
+
+if __name__ == "__main__":
+    report_in_one_line()
+    fire.Fire(main)
