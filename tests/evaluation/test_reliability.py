@@ -7,9 +7,8 @@ from bundle.outputs.summary import jeffreys_interval
 
 
 def test_bins_hold_the_patients_and_what_became_of_them(scores):
-    measured = measured_calibration(
-        scores, data_set="trial", simulated=True, weights_sha256="abc", sampling={"seed": 1}
-    )
+    given = {"data_set": "trial", "simulated": True, "split": "test", "weights_sha256": "abc", "sampling": {"seed": 1}}
+    measured = measured_calibration(scores, **given)
     assert set(KEYS) < set(measured) and measured["patients"] == len(scores.cases)
     p, active = scores["p_active"][:, 0], scores["true_count"] > 0
     for found in measured["bins"]:

@@ -15,7 +15,8 @@ def bins(filled):
 
 
 def calibration(filled=(2, 9), **changes):
-    measured = {"data_set": "trial", "simulated": True, "patients": 213, "weights_sha256": "abc", "sampling": SAMPLING}
+    measured = {"data_set": "trial", "simulated": True, "split": "test", "patients": 213}
+    measured |= {"weights_sha256": "abc", "sampling": SAMPLING}
     return measured | {"bins": bins(filled)} | changes
 
 
@@ -27,7 +28,7 @@ def forecast(p, **changes):
 def test_the_bin_of_the_forecast_is_told_with_its_interval(p, span):
     text = calibration_sentence(calibration(), forecast(p))
     assert text.startswith(f"Of 25 patients whose forecast chance was {span} (on average 26 %), 7 had new or enlarging")
-    assert "28 % (95 % interval 13 % to 48 %)" in text and "Measured on 213 simulated patients of trial" in text
+    assert "28 % (95 % interval 13 % to 48 %)" in text and "Measured on 213 simulated patients of trial (split test)" in text
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,7 @@ def test_the_bin_of_the_forecast_is_told_with_its_interval(p, span):
         (calibration(), forecast(0.2, weights_sha256="d"), "measured with other weights"),
         (calibration(), forecast(0.2, sampling=SAMPLING | {"num_members": 5}), "measured with another num_members"),
         (calibration(), forecast(0.2, sampling=SAMPLING | {"new": 5}), "measured with another new"),
+        (calibration(split="all"), forecast(0.2), "on patients of the model's training"),
         (calibration(), forecast(0.35), "none of the 213 patients of the evaluation had a forecast chance of 30 to 40"),
     ],
 )

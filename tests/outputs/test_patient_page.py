@@ -226,9 +226,8 @@ def test_a_folder_that_holds_no_forecast_is_one_line(problem, single, patient, t
     elif problem == "broken report":
         (copy / f"{patient.id}_desc-net2_forecast.json").write_text("{")
     else:
-        nib.save(
-            nib.Nifti1Image(np.zeros((5, 5, 5), np.float32), np.eye(4)), copy / f"{patient.id}_desc-net2_probseg.nii.gz"
-        )
+        other = nib.Nifti1Image(np.zeros((5, 5, 5), np.float32), np.eye(4))
+        nib.save(other, copy / f"{patient.id}_desc-net2_probseg.nii.gz")
     with pytest.raises(InputError) as caught:
         page_of_files(copy, trial, grid)
     assert "\n" not in str(caught.value) and "; " in str(caught.value)
