@@ -28,7 +28,10 @@ def forecast(p, **changes):
 def test_the_bin_of_the_forecast_is_told_with_its_interval(p, span):
     text = calibration_sentence(calibration(), forecast(p))
     assert text.startswith(f"Of 25 patients whose forecast chance was {span} (on average 26 %), 7 had new or enlarging")
-    assert "28 % (95 % interval 13 % to 48 %)" in text and "Measured on 213 simulated patients of trial (split test)" in text
+    assert (
+        "28 % (95 % interval 13 % to 48 %)" in text
+        and "Measured on 213 simulated patients of trial (split test)" in text
+    )
 
 
 @pytest.mark.parametrize(
