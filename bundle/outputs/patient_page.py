@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
@@ -210,9 +209,7 @@ def patient_page(
                 mask = read_mask(case.volumes[f"{kind}_{visit}"], case.id)
                 marks[visit] |= (bit * read_nearest(mask.values.astype(np.uint8), *onto)).astype(np.uint8)
     text = _text(case, layers, visits, comparison, calibration)
-    template = Environment(loader=PackageLoader("bundle.outputs"), autoescape=True, trim_blocks=True).get_template(
-        "patient_page.html"
-    )
+    template = _template()
     pixel_mm = PIXEL_MM
     while True:
         frame = frame_of(latest, brain, covered, pixel_mm)
@@ -235,6 +232,14 @@ def patient_page(
         if len(page) <= LIMIT:
             return page
         pixel_mm *= 1.25
+
+
+def _template() -> Any:
+    from jinja2 import Environment, PackageLoader  # here: inference without a page starts sooner
+
+    return Environment(loader=PackageLoader("bundle.outputs"), autoescape=True, trim_blocks=True).get_template(
+        "patient_page.html"
+    )
 
 
 def _geometry(frame: Frame) -> dict[str, Any]:
