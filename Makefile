@@ -5,7 +5,7 @@ DEMO = demo
 # One thread a worker: the workers share the cores. The tests of a file run in one worker, as they share fixtures.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: setup demo test test-fast test-kill lint clean
+.PHONY: setup demo test test-fast test-kill test-browser bundle lint clean
 
 setup: .venv/installed
 
@@ -32,6 +32,13 @@ test-kill: setup
 
 test-fast: setup
 	$(PYTEST) -m "not slow"
+
+test-browser: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[browser]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser
+
+bundle: setup
+	$(BIN)/python -m scripts.make_bundle
 
 lint: setup
 	$(BIN)/ruff check

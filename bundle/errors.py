@@ -42,8 +42,8 @@ def input_error(error: BaseException | None) -> InputError | None:
 def report_in_one_line() -> None:
     """From now on an `InputError` that ends the program prints one line instead of a traceback; exit code 1 stays.
 
-    So do Ctrl-C (exit code 130) and a full disk. Configs call this in `initialize`; programs that embed the bundle do
-    not, and receive the exception itself.
+    So do Ctrl-C (exit code 130) and a full disk. For commands; programs that embed the bundle receive the exception
+    itself.
     """
     previous = sys.excepthook
 

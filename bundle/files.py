@@ -1,6 +1,7 @@
 """Files that are either complete or absent."""
 
 import gzip
+import hashlib
 import os
 import platform
 import re
@@ -36,6 +37,12 @@ def nifti_bytes(values: np.ndarray, like: Path, description: str = "") -> bytes:
     header["descrip"] = description.encode()
     header["cal_min"], header["cal_max"], header["intent_code"] = 0, 0, 0
     return gzip.compress(type(scan)(values, scan.affine, header).to_bytes(), compresslevel=4, mtime=0)
+
+
+@cache
+def sha256_of(path: Path) -> str:
+    """Checksum of a file that does not change while the program runs."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @contextmanager

@@ -28,7 +28,7 @@ _FLAG = re.compile(r"--?[A-Za-z_]")
 def check_options(arguments: Sequence[str] | None = None) -> None:
     """Refuses options of `python -m monai.bundle` that are neither MONAI's nor ids of the configuration files.
 
-    Configs call this in `initialize`. Programs that call MONAI's Python functions are not checked.
+    Programs that call MONAI's Python functions are not checked.
 
     Args:
         arguments: program and arguments; by default those of this process.
@@ -37,7 +37,7 @@ def check_options(arguments: Sequence[str] | None = None) -> None:
         InputError: an unknown option or run id.
     """
     program, *arguments = sys.argv if arguments is None else arguments
-    if Path(program).parts[-3:] != ("monai", "bundle", "__main__.py"):
+    if not is_command(program):
         return
     options = dict(_parsed(arguments))
     if arguments[:1] == ["run"] and arguments[1:2] and not _FLAG.match(arguments[1]):
@@ -51,6 +51,11 @@ def check_options(arguments: Sequence[str] | None = None) -> None:
     for name in options:
         if name not in _OF_MONAI:
             check_id(name, config, replaced=options)
+
+
+def is_command(program: str) -> bool:
+    """Whether a program, the first of sys.argv, is `python -m monai.bundle`."""
+    return Path(program).parts[-3:] == ("monai", "bundle", "__main__.py")
 
 
 def check_id(name: str, config: Mapping[str, Any], replaced: Mapping[str, Any] | None = None) -> None:
@@ -92,11 +97,16 @@ def _check_run_id(name: str, config: Mapping[str, Any]) -> None:
     known = [
         other
         for other, steps in config.items()
-        if other != "imports" and isinstance(steps, list) and all(str(step).startswith("$") for step in steps)
+        if other not in ("imports", "initialize") and isinstance(steps, list) and steps and all(map(_is_step, steps))
     ]
     near = get_close_matches(name, known, n=1)
     advice = f"did you mean {near[0]}?" if near else f"known ones: {', '.join(known)}"
     raise InputError(f"unknown run id {name}", advice)
+
+
+def _is_step(step: Any) -> bool:
+    """Whether running it does something: an expression or a component."""
+    return str(step).startswith("$") or isinstance(step, Mapping) and "_target_" in step
 
 
 def _parsed(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:

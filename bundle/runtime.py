@@ -25,8 +25,8 @@ def keep_freed_memory() -> None:
     """From now on memory that is freed stays with the process, for its next tensor.
 
     glibc hands every block of more than some megabytes back to the system, which wipes it again page by page for the
-    next tensor of that size: a third of a forecast's time on a CPU. Where there is no glibc nothing happens. Configs
-    call this in `initialize`; programs that embed the bundle choose for themselves.
+    next tensor of that size: a third of a forecast's time on a CPU. Where there is no glibc nothing happens. For
+    commands; programs that embed the bundle choose for themselves.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -121,7 +121,7 @@ def quiet_libraries() -> None:
     """Drops what ignite's engines say of themselves ("Engine run resuming from iteration 0") from the console.
 
     Their errors too: the exception is reported by whoever receives it. Metrics and losses, which handlers log under the
-    same names, stay. Configs call this in `initialize`, when MONAI has set up logging.
+    same names, stay. For commands, when MONAI has set up logging.
     """
     for handler in logging.getLogger().handlers:
         handler.addFilter(_is_of_interest)

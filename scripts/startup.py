@@ -57,7 +57,7 @@ def until_first_call(started: float, arguments: list[str]) -> None:
 
     ForecastNetwork.backbone = report
     sys.argv = ["monai.bundle", "run", "inference", "--config_file", "configs/inference.json", *arguments]
-    runpy.run_module("monai.bundle", run_name="__main__")
+    runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)  # argv is that of the command
 
 
 def top_level() -> set[str]:

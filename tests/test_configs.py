@@ -41,7 +41,11 @@ def values(node):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_expressions_are_an_import_a_reference_or_one_call(path):
-    for text in values(json.loads(path.read_text())):
+    """But for the one that finds the bundle where it lies: before its code can be imported only MONAI can be asked."""
+    config = json.loads(path.read_text())
+    found = config.pop("bundle_root", None)
+    assert found == (read("inference.json")["bundle_root"] if path.name in ("train.json", "inference.json") else None)
+    for text in values(config):
         if not (isinstance(text, str) and text.startswith("$")):
             continue
         (statement,) = ast.parse(text[1:].replace("@", "ref_").replace("#", "_")).body
@@ -60,6 +64,13 @@ def test_every_target_resolves_and_ours_are_written_in_full(path):
             component = ConfigComponent(config={"_target_": node["_target_"]}, locator=LOCATOR)
             assert locate(component.resolve_module_name()), node["_target_"]
             assert "." in node["_target_"] or component.resolve_module_name().startswith("monai."), node["_target_"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_imports_name_nothing_of_the_bundle(path):
+    """MONAI evaluates all of them before it evaluates anything else, when the bundle may not be importable yet."""
+    ids = json.loads(path.read_text())
+    assert not [text for text in ids.get("imports", ids.get("+imports", [])) if "bundle" in text]
 
 
 def test_training_and_inference_agree_on_what_they_share():
@@ -88,7 +99,7 @@ def test_args_files_name_a_run_id_of_their_files(path):
     arguments = json.loads(path.read_text())
     config = bundle_config(*(Path(file).name for file in arguments["config_file"]))
     assert arguments["run_id"] in config and config["run"] == config[arguments["run_id"]]
-    assert any("check_options" in step["_target_"] for step in config["initialize"])
+    assert config["initialize"][1] == {"_target_": "bundle.command.begin"}
 
 
 def test_the_model_of_w000_is_not_trained_by_comparing():

@@ -19,12 +19,15 @@ from bundle.evaluation.cases import Evaluation
 from bundle.evaluation.cuts import choose_cuts
 from bundle.evaluation.effects import complete_patients, effects_table, expected_counts, forecast_arms, true_counts
 from bundle.evaluation.metrics import TABLES
-from bundle.evaluation.provenance import Provenance, is_simulated
+from bundle.evaluation.provenance import Provenance, describe_weights, is_simulated
 from bundle.evaluation.recalibration import Recalibration
+from bundle.evaluation.reliability import measured_calibration
 from bundle.evaluation.report import Report
 from bundle.evaluation.scoring import Scores
 from bundle.evaluation.tables import all_tables
+from bundle.files import written_whole
 from bundle.forecasters.base import Forecaster, Role, ensembles
+from bundle.outputs.writers import json_bytes
 from bundle.runtime import sharing
 
 FEW_PATIENTS = 30  # fewer get a warning
@@ -119,6 +122,7 @@ def evaluate(
             item = _shown(evaluation, scores[model], case)
             figures |= _patient_figures(evaluation, item, model, figure_members)
             figures |= _six_arms(comparison, item)
+            _write_calibration(evaluation, model, scores[model], provenance)
         notes = _warnings(provenance.split, len(next(iter(scores.values())).cases)) + notes
         notes += _left_out(evaluation.guard)
         report = Report(tables, figures, _facts(evaluation, scores), _described(provenance, evaluation), notes)
@@ -184,6 +188,25 @@ def check_case(case: str | None, items: Sequence[Mapping[str, Any]]) -> None:
         )
     if case is not None and case not in (item["case"] for item in items):
         raise InputError("no such patient in this split", "correct --case or --split", case=str(case))
+
+
+def _write_calibration(evaluation: Evaluation, model: str, scores: Scores, provenance: Provenance) -> None:
+    """calibration.json of a model whose weights are known."""
+    weights = describe_weights(provenance.weights)
+    if weights is None:
+        return
+    measured = measured_calibration(
+        scores,
+        data_set=Path(evaluation.dataset_dir).name,
+        simulated=is_simulated(evaluation.dataset_dir),
+        split=provenance.split,
+        weights_sha256=weights["sha256"],
+        sampling=ensembles(evaluation.forecasters)[model].inferer.settings.as_dict(),
+    )
+    path = Path(evaluation.output_dir) / "calibration.json"
+    with written_whole(path) as stream:
+        stream.write(json_bytes(measured))
+    print(f"calibration: {path}")
 
 
 def _exit_code(guard: Guard) -> None:

@@ -68,7 +68,7 @@ class CompareArmsd(MapTransform):
         keys: image (8, H, W, S) on the slab; "heatmap" (H, W, S), "brain", "counts" and "forecast" go with it.
         output_dir: gets a folder per case.
 
-    Adds the files to `files`.
+    Adds `comparison` as written to JSON, and the files to `files`.
 
     Raises:
         InputError: the output folder cannot be written.
@@ -99,6 +99,7 @@ class CompareArmsd(MapTransform):
                 f"{output['case']}_desc-arms_comparison.png": comparison_page(comparison, views),
             }
             self._case, self._arms = None, {}
+            output["comparison"] = comparison
             output["files"] = [*output["files"], *write_case(self.output_dir, output["case"], files)]
         return output
 

@@ -14,6 +14,7 @@ AMBER = "#ffbf00"
 NOTES_SHOWN = 4
 NOTE_WIDTH = 170  # characters of a note in one line of the page
 LINE = 0.25  # inches
+VOLUMES = {"flair": "FLAIR", "t2": "T2 lesions", "gd": "Gd lesions", "net2": "new T2 lesions"}
 
 
 def png_bytes(figure: Figure) -> bytes:
@@ -26,7 +27,7 @@ def png_bytes(figure: Figure) -> bytes:
 def write_footer(footer: SubFigure, forecast: Mapping[str, Any]) -> None:
     """The notice, and how the forecast was made."""
     footer.text(0.012, 0.5, NOTICE, va="center", fontsize=12, color="#a00000", weight="bold")
-    footer.text(0.988, 0.5, _provenance(forecast), va="center", ha="right", fontsize=9, color="#555555")
+    footer.text(0.988, 0.5, provenance(forecast), va="center", ha="right", fontsize=9, color="#555555")
 
 
 def wrap_notes(notes: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
@@ -49,9 +50,32 @@ def write_notes(header: SubFigure, notes: Sequence[tuple[str, bool]], *, first: 
         header.text(0.012, 1 - (top + LINE / 2) / height, text, va="center", **style)
 
 
-def _provenance(forecast: Mapping[str, Any]) -> str:
+def provenance(forecast: Mapping[str, Any]) -> str:
+    """How a forecast was made, in one line."""
     weights, sampling = (forecast["weights_sha256"] or "unnamed")[:12], forecast["sampling"]
     return (
         f"weights {weights}, seed {sampling['seed']}, {sampling['num_steps']} steps, "
         f"guidance {sampling['guidance_scale']:g}, bundle {forecast['versions']['bundle']}"
     )
+
+
+def input_lines(inputs: Mapping[str, Any]) -> list[str]:
+    """What was read, a line a visit, then what else the forecast rests on."""
+    lines = []
+    for visit, session in inputs["session"].items():
+        months = inputs["months"].get(visit)
+        about = [visit] + ([session] if session != f"ses-{visit}" else [])
+        about += ["date unknown"] if months is None else [f"month {months:g}"]
+        lines.append(f"{', '.join(about)}: {_volumes_of(visit, inputs['used']) or 'nothing'}")
+        if missing := _volumes_of(visit, inputs["missing"]):
+            lines.append(f"    missing at {visit}: {missing}")
+    alignment = inputs["alignment"]
+    estimated = "estimated from the FLAIR" if inputs["brain"] == "estimated" else "given"
+    lines.append(f"Brain mask: {estimated}")
+    lines.append("Correlation of the two FLAIR: " + ("unknown" if alignment is None else f"{alignment:.2f}"))
+    return lines
+
+
+def _volumes_of(visit: str, names: Sequence[str]) -> str:
+    kinds = (name.split("_")[0] for name in names if name.endswith(f"_{visit}"))
+    return ", ".join(VOLUMES.get(kind, kind) for kind in kinds)

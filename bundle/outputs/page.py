@@ -14,7 +14,7 @@ from matplotlib.ticker import PercentFormatter
 from nibabel.affines import apply_affine, voxel_sizes
 
 from bundle.lesions import Volume
-from bundle.outputs.notes import AMBER, LINE, png_bytes, wrap_notes, write_footer, write_notes
+from bundle.outputs.notes import AMBER, LINE, input_lines, png_bytes, wrap_notes, write_footer, write_notes
 from bundle.outputs.panels import (
     AxialView,
     axial_view,
@@ -32,7 +32,6 @@ WIDTH, HEIGHT, DPI = 15.0, 11.0, 100  # inches, and pixels an inch
 ROWS, COLUMNS = 3, 5
 OLD, AGREED, SITE = "#39c5ff", "#ffffff", "#7dff8a"
 SITES_SHOWN = 5
-VOLUMES = {"flair": "FLAIR", "t2": "T2 lesions", "gd": "Gd lesions", "net2": "new T2 lesions"}
 
 
 def forecast_page(
@@ -176,27 +175,5 @@ def _write_sites(side: SubFigure, sites: Sequence[Mapping[str, Any]]) -> None:
 
 def _write_inputs(side: SubFigure, inputs: Mapping[str, Any]) -> None:
     side.text(0.05, 0.265, "Inputs", fontsize=12, weight="bold")
-    lines = [line for text in _input_lines(inputs) for line in textwrap.wrap(text, 40, subsequent_indent="    ")]
+    lines = [line for text in input_lines(inputs) for line in textwrap.wrap(text, 40, subsequent_indent="    ")]
     side.text(0.05, 0.255, "\n".join(lines), fontsize=9, va="top", linespacing=1.35, color="#333333")
-
-
-def _input_lines(inputs: Mapping[str, Any]) -> list[str]:
-    """What was read, a line a visit, then what else the forecast rests on."""
-    lines = []
-    for visit, session in inputs["session"].items():
-        months = inputs["months"].get(visit)
-        about = [visit] + ([session] if session != f"ses-{visit}" else [])
-        about += ["date unknown"] if months is None else [f"month {months:g}"]
-        lines.append(f"{', '.join(about)}: {_volumes_of(visit, inputs['used']) or 'nothing'}")
-        if missing := _volumes_of(visit, inputs["missing"]):
-            lines.append(f"    missing at {visit}: {missing}")
-    alignment = inputs["alignment"]
-    estimated = "estimated from the FLAIR" if inputs["brain"] == "estimated" else "given"
-    lines.append(f"Brain mask: {estimated}")
-    lines.append("Correlation of the two FLAIR: " + ("unknown" if alignment is None else f"{alignment:.2f}"))
-    return lines
-
-
-def _volumes_of(visit: str, names: Sequence[str]) -> str:
-    kinds = (name.split("_")[0] for name in names if name.endswith(f"_{visit}"))
-    return ", ".join(VOLUMES.get(kind, kind) for kind in kinds)

@@ -1,11 +1,9 @@
 """The files of a case (MONAI dictionary transforms)."""
 
-import hashlib
 import json
 import platform
 from collections.abc import Hashable, Mapping
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from bundle.arms import CLASSES
 from bundle.data.bids import find_case
 from bundle.data.transforms import plain_inputs
 from bundle.data.volumes import read_flair, read_mask, read_volume
-from bundle.files import check_writable, nifti_bytes, not_writable, write_together
+from bundle.files import check_writable, nifti_bytes, not_writable, sha256_of, write_together
 from bundle.forecasters.ensemble import EnsembleInferer
 from bundle.lesions import LesionRule, Volume, lesion_table, voxel_volume_mm3
 from bundle.outputs.coverage import axial_axis, covered_fractions, covered_voxels, field_of_view
@@ -211,7 +209,7 @@ def _provenance(data: Mapping[Hashable, Any], inferer: EnsembleInferer, weights:
         "inputs": inputs,
         "warnings": warnings,
         "sampling": inferer.settings.as_dict(),
-        "weights_sha256": None if weights is None else _sha256(Path(weights)),
+        "weights_sha256": None if weights is None else sha256_of(Path(weights)),
         "versions": {
             "bundle": __version__,
             "monai": monai.__version__,
@@ -220,11 +218,6 @@ def _provenance(data: Mapping[Hashable, Any], inferer: EnsembleInferer, weights:
             "python": platform.python_version(),
         },
     }
-
-
-@cache
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _rounded(report: dict[str, Any]) -> dict[str, Any]:

@@ -54,7 +54,9 @@ def test_epochs_and_seed_are_checked_where_they_are_used(make_stage):
 @pytest.mark.parametrize("value", [0, -1, "a", 1.5])
 def test_what_a_later_stage_needs_is_checked_before_training(name, value):
     config = bundle_config("train.json", **{name: value})
-    (number,) = (n for n, step in enumerate(config["initialize"]) if step.get("name") == name)
+    (number,) = (
+        n for n, step in enumerate(config["initialize"]) if isinstance(step, dict) and step.get("name") == name
+    )
     with pytest.raises(Exception) as caught:
         config.get_parsed_content(f"initialize#{number}")
     expected = f"{name}={value!r} is not a whole number of at least 1; correct --{name}"

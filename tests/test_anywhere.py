@@ -1,0 +1,113 @@
+"""The zipped bundle in another place, in an environment that has its requirements but not the package."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+
+import pytest
+from monai.bundle import download
+
+from scripts.make_bundle import NAME, write_bundle
+
+pytestmark = pytest.mark.slow
+
+LOAD = """
+import torch
+from monai.bundle import load
+for kind in ("train", "inference"):
+    network = load({name!r}, bundle_dir={folder!r}, workflow_type=kind, source="github", device="cpu")
+    stored = torch.load({folder!r} + "/{name}/models/model.pt", weights_only=True)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value.half(), stored[name].half()), name
+    print(kind, len(stored))
+"""
+CREATE = """
+import logging, os, sys
+from monai.bundle import create_workflow
+hook, filters = sys.excepthook, [[*handler.filters] for handler in logging.getLogger().handlers]
+settings = dict(dataset_dir={trial!r}, output_dir={out!r}, logging_file=False)
+for file, kind in (("train", "train"), ("inference", "infer")):
+    workflow = create_workflow(config_file={root!r} + f"/configs/{{file}}.json", workflow_type=kind, **settings)
+    assert workflow.check_properties() == [], workflow.check_properties()
+    assert workflow.bundle_root == {root!r}, workflow.bundle_root
+assert sys.excepthook is hook
+assert [[*handler.filters] for handler in logging.getLogger().handlers] == filters
+import bundle
+assert os.path.dirname(os.path.dirname(bundle.__file__)) == {root!r}
+try:
+    create_workflow(config_file={root!r} + "/configs/inference.json", workflow_type="infer", device="nonsense")
+except Exception as error:
+    assert type(bundle.errors.input_error(error)).__name__ == "InputError"
+else:
+    raise AssertionError
+print("created")
+"""
+
+
+@pytest.fixture(scope="module")
+def unzipped(tmp_path_factory):
+    """The root of the bundle, as MONAI downloads and unzips it."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    path = write_bundle(folder / "zip")
+    assert write_bundle(folder / "again").read_bytes() == path.read_bytes()
+    download(name=NAME, url=path.as_uri(), bundle_dir=folder / "bundles", progress=False)
+    return folder / "bundles" / NAME
+
+
+def python(*arguments, cwd):
+    """Runs Python without .pth files, through which an editable installation of this package would be seen.
+
+    PYTHONPATH names the installed packages: its entries are searched as they are.
+    """
+    packages = os.pathsep.join(dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib")))
+    environment = os.environ | {"PYTHONPATH": packages, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-S", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def not_installed(tmp_path_factory):
+    """The environment has MONAI and does not have this package."""
+    found = python("-c", "import monai, bundle", cwd=tmp_path_factory.mktemp("empty"))
+    if "No module named 'bundle'" not in found.stderr:
+        pytest.skip(f"the package is installed as a copy: {found.stderr[-200:]}")
+
+
+def test_load_builds_the_networks_with_their_weights(unzipped, tmp_path):
+    done = python("-c", LOAD.format(name=NAME, folder=str(unzipped.parent)), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [line.split()[0] for line in done.stdout.splitlines()[-2:]] == ["train", "inference"]
+
+
+def test_workflows_have_all_properties_and_leave_the_program_as_it_was(unzipped, trial, tmp_path):
+    places = {"root": str(unzipped), "trial": str(trial), "out": str(tmp_path / "out")}
+    done = python("-c", CREATE.format(**places), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1] == "created"
+
+
+@pytest.mark.parametrize("with_root", [True, False])
+def test_run_works_from_any_folder(unzipped, trial, tmp_path, with_root):
+    options = ["--bundle_root", str(unzipped)] if with_root else []
+    options += ["--dataset_dir", str(trial), "--case", "sub-0001", "--output_dir", "mine", "--progress", "False"]
+    config = str(unzipped / "configs" / "inference.json")
+    done = python("-m", "monai.bundle", "run", "preview", "--config_file", config, *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1] == "forecast 1 of 1 case"
+    assert (tmp_path / "mine" / "sub-0001" / "sub-0001_desc-preview_probseg.nii.gz").exists()
+
+
+def test_bad_input_is_still_one_line(unzipped, tmp_path):
+    config = str(unzipped / "configs" / "inference.json")
+    done = python("-m", "monai.bundle", "run", "--config_file", config, "--dataset_dir", "nothing", cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: nothing: no sub-* folder; ")
+
+
+def test_the_zip_holds_what_is_needed_and_no_more(unzipped):
+    top = {path.name for path in unzipped.iterdir()}
+    assert {"bundle", "configs", "models", "docs", "LICENSE"} < top and "tests" not in top
+    assert not [path for path in unzipped.rglob("*") if "__pycache__" in path.parts or path.suffix == ".pyc"]
+    assert (unzipped / "bundle" / "outputs" / "templates" / "patient_page.html").exists()
