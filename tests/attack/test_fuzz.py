@@ -29,6 +29,8 @@ from bundle.outputs.run import forecast_items
 from bundle.outputs.summary import ExpectHeatmapd
 from bundle.outputs.writers import WritePreviewd
 
+pytestmark = pytest.mark.slow
+
 SHAPE, CASE = (24, 28, 15), "sub-01"
 AFFINE = np.array([[6.0, 0, 0, -69], [0, 6, 0, -81], [0, 0, 3, -14], [0, 0, 0, 1]])
 SECONDS, BYTES = 60, 4 * 2**30  # of a case, which takes a tenth of a second

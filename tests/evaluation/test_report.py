@@ -31,6 +31,8 @@ from bundle.forecasters.base import SCORED_REGIONS, Role
 from bundle.forecasters.ensemble import Diffusion
 from bundle.networks.weights import load_weights
 
+pytestmark = pytest.mark.slow
+
 FEW = TINY | {
     "num_members": 3,
     "num_steps": 2,

@@ -14,6 +14,8 @@ from bundle.lesions import LesionRule
 from bundle.simulation.observation import read_counts, read_masks, read_observation, read_protocol
 from bundle.simulation.oracle import Oracle
 
+pytestmark = pytest.mark.slow
+
 READ = CaseReader(SlabGrid((2, 2, 3), (96, 112, 15)), LesionRule())  # holds the whole simulated brain
 
 

@@ -20,6 +20,8 @@ from bundle.forecasters.cohort import CaseReader, ObservedCase, Record, read_coh
 from bundle.lesions import LesionRule
 from bundle.simulation.observation import read_truth
 
+pytestmark = pytest.mark.slow
+
 READ = CaseReader(SlabGrid((2, 2, 3), (80, 96, 15)), LesionRule())
 ROOT = Path(__file__).parents[2]
 

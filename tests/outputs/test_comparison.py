@@ -14,6 +14,8 @@ from bundle.outputs.comparison import CompareArmsd, compare, mean_and_interval, 
 from bundle.outputs.summary import summarise
 from bundle.outputs.writers import arm_entity
 
+pytestmark = pytest.mark.slow
+
 GRID = SlabGrid(spacing_mm=(8, 8, 3), shape=(20, 24, 15))
 RNG = np.random.default_rng(0)
 COUNTS = {arm: RNG.poisson(rate, 8) for arm, rate in zip(ARMS, (3, 3, 2, 2, 1, 0.1))}

@@ -9,6 +9,8 @@ from matplotlib.image import imread
 from bundle.lesions import Volume
 from bundle.outputs.page import forecast_page
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (30, 40, 15)
 INPUTS = {
     "used": ["flair_w000", "t2_w000", "gd_w000", "flair_w048", "t2_w048", "net2_w048"],

@@ -26,6 +26,8 @@ from bundle.outputs import writers
 from bundle.outputs.run import forecast_items
 from bundle.outputs.writers import arm_entity
 
+pytestmark = pytest.mark.slow
+
 FEW = TINY | {"num_members": 3, "num_steps": 2, "foreground_weight": 300}
 SUFFIXES = ["forecast.json", "forecast.png", "mask.nii.gz", "probseg.nii.gz"]
 

@@ -13,6 +13,8 @@ from bundle.simulation.oracle import Oracle
 from bundle.simulation.protocol import PRESETS
 from bundle.simulation.trial import simulate_trial
 
+pytestmark = pytest.mark.slow
+
 SEED = 11
 
 

@@ -15,6 +15,8 @@ from bundle.simulation.oracle import COUNTS, FRAILTY, MAX_COUNT, Oracle, poisson
 from bundle.simulation.protocol import MONTHS, PATIENTS_PER_ARM, PRESETS, WEEKS_PER_MONTH, Protocol
 from bundle.simulation.territories import NUM_TERRITORIES
 
+pytestmark = pytest.mark.slow
+
 PROTOCOL, CLINIC = Protocol(), PRESETS["clinic"]
 K = PROTOCOL.frailty_shape
 YEAR = (MONTHS, MONTHS)
