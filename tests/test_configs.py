@@ -73,6 +73,13 @@ def test_imports_name_nothing_of_the_bundle(path):
     assert not [text for text in ids.get("imports", ids.get("+imports", [])) if "bundle" in text]
 
 
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_overlays_add_to_imports_and_initialize_and_never_replace_them(path):
+    ids = json.loads(path.read_text())
+    whole = {"imports", "initialize"}
+    assert whole & set(ids) == (whole if path.name in ("train.json", "inference.json") else set())
+
+
 def test_training_and_inference_agree_on_what_they_share():
     train, inference = read("train.json"), read("inference.json")
     assert {name: train[name] for name in SHARED} == {name: inference[name] for name in SHARED}

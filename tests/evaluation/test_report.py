@@ -30,6 +30,7 @@ from bundle.evaluation.tables import COLUMNS, all_tables
 from bundle.forecasters.base import SCORED_REGIONS, Role
 from bundle.forecasters.ensemble import Diffusion
 from bundle.networks.weights import load_weights
+from bundle.outputs.calibration import read_calibration
 
 pytestmark = pytest.mark.slow
 
@@ -278,6 +279,19 @@ PERFECT = [
     ("regions", f"F1, {SCORED_REGIONS[0]}", 1),
     ("regions", f"balanced accuracy, {SCORED_REGIONS[0]}", 1),
 ]
+
+
+def test_the_calibration_names_its_patients_weights_and_settings(evaluated, tiny_weights):
+    measured = read_calibration(evaluated / "calibration.json")
+    assert measured["weights_sha256"] == hashlib.sha256(tiny_weights.read_bytes()).hexdigest()
+    assert measured["split"] == "all" and measured["simulated"] and measured["sampling"]["num_members"] == 3
+    assert sum(part["patients"] for part in measured["bins"]) == measured["patients"]
+    assert sum(part["active"] for part in measured["bins"]) == (rows_of_truth(evaluated) > 0).sum()
+
+
+def rows_of_truth(evaluated):
+    """True number of lesions of each patient."""
+    return np.array([float(np.load(file)["true_count"]) for file in (evaluated / "cases" / "diffusion").glob("*.npz")])
 
 
 @pytest.mark.parametrize(("table", "metric", "perfect"), PERFECT)
