@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bundle.data.preparation.registration import Agreement, Motion
+from bundle.data.preparation.registration import FIX, Agreement, Motion
 from bundle.errors import InputError
 
 
@@ -20,7 +20,7 @@ class Limits:
         most_degrees: rotation; beyond it a scan is more probably upside down or flipped than turned.
     """
 
-    correlation_doubtful_wrong: tuple[float, float] = (0.7, 0.6)
+    correlation_doubtful_wrong: tuple[float, float] = (0.75, 0.7)
     most_degrees: float = 45.0
 
     def check(self, motion: Motion, figures: Agreement, *, case: str, visits: Sequence[str]) -> None:
@@ -30,13 +30,12 @@ class Limits:
             InputError: it cannot be.
         """
         pair = f"{visits[1]} and {visits[0]}"
-        fix = "check that both are FLAIR of one patient, whole and with the right orientation"
         if motion.degrees > self.most_degrees:
             problem = f"{pair} could be registered only with a rotation of {motion.degrees:.0f} degrees"
-            raise InputError(problem, fix, case=case)
+            raise InputError(problem, FIX, case=case)
         if not figures.correlation >= self.correlation_doubtful_wrong[1]:
             problem = f"{pair} cannot be registered (correlation {figures.correlation:.2f} after it, usually above "
-            raise InputError(f"{problem}{self.correlation_doubtful_wrong[0]:.2f})", fix, case=case)
+            raise InputError(f"{problem}{self.correlation_doubtful_wrong[0]:.2f})", FIX, case=case)
 
     def warnings(self, after: Mapping[str, Agreement], first: str) -> list[str]:
         """Warnings on registrations that `check` let pass, by visit."""

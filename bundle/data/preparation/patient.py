@@ -70,7 +70,10 @@ def prepare_patient(job: Job, tell: Callable[[str], None] = lambda phase: None) 
     motions, before, after = {}, {}, {}
     for visit in later:
         fixed, moving = visits[first], visits[visit]
-        motions[visit] = register(fixed.flair, moving.flair, fixed.brain, moving.brain)
+        try:
+            motions[visit] = register(fixed.flair, moving.flair, fixed.brain, moving.brain)
+        except InputError as error:
+            raise InputError(error.problem, error.fix, case=job.label) from error
         moved = moving.flair._replace(affine=motions[visit].matrix @ moving.flair.affine)
         before[visit] = agreement(fixed.flair, moving.flair, fixed.brain)
         after[visit] = agreement(fixed.flair, moved, fixed.brain)

@@ -10,14 +10,18 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from bundle.data.preparation.images import LPS, to_itk
+from bundle.errors import InputError
 from bundle.lesions import Volume
+
+FIX = "check that both are FLAIR of one patient, whole and with the right orientation"
 
 _SIZES_MM = (4.0, 2.0, 1.2)  # of the details that each level sees, coarse to fine
 _SAMPLES = (20_000, 50_000, 100_000)  # voxels of the brain at each level
 _TILTS_DEGREES = (-24, -12, 0, 12, 24)  # of the starts, about each axis
 _STARTS = 3  # of all tilts, those that are followed
 _START_POINTS = 5_000
-_BORDER_MM = 5.0  # next to the background of a stripped or cut scan nothing is compared: its edge is no anatomy
+_BORDER_MM = 9.0  # this near the background nothing is compared: the edge of a stripped or cut scan is no anatomy
+_LEAST_INNER = 0.2  # of the brain, else all of it is compared
 _BINS = 32
 _COMPARED = 200_000  # voxels of the brain at most for the figures of agreement
 
@@ -71,11 +75,13 @@ def register(first: Volume, later: Volume, first_brain: np.ndarray, later_brain:
     Args:
         first, later: FLAIR (X, Y, Z) float32 on their own grids, 0 is background.
         first_brain, later_brain: (X, Y, Z) bool, not empty; rough ones do.
+
+    Raises:
+        InputError: no start leads to an overlap of the two brains.
     """
     centre, later_centre = _centre(first_brain, first.affine), _centre(later_brain, later.affine)
     transforms = _starts(first, later, first_brain, centre, later_centre)
-    inner = first_brain & _inner(first)
-    masks = (inner if inner.any() else first_brain, _inner(later))
+    masks = (first_brain & _inner(first, first_brain), _inner(later, later_brain))
     for size_mm, samples in zip(_SIZES_MM, _SAMPLES):
         transforms = _follow(first, later, masks, transforms, size_mm, samples)[:1]
     best = transforms[0]
@@ -149,8 +155,7 @@ def _follow(
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(_BINS)
     method.SetMetricFixedMask(to_itk(masks[0].astype(np.uint8), first.affine))
-    if masks[1].any():
-        method.SetMetricMovingMask(to_itk(masks[1].astype(np.uint8), later.affine))
+    method.SetMetricMovingMask(to_itk(masks[1].astype(np.uint8), later.affine))
     method.SetMetricSamplingStrategy(method.RANDOM)
     method.SetMetricSamplingPercentage(min(1.0, samples / np.count_nonzero(masks[0])), seed=1)
     method.SetInterpolator(sitk.sitkLinear)
@@ -166,16 +171,22 @@ def _follow(
     for start in starts:
         transform = sitk.Euler3DTransform(start)
         method.SetInitialTransform(transform, inPlace=True)
-        method.Execute(fixed, moving)
+        try:
+            method.Execute(fixed, moving)
+        except RuntimeError:  # the scans moved out of each other
+            continue
         ended.append((method.GetMetricValue(), transform))
+    if not ended:
+        raise InputError("the visits cannot be registered: they have too little in common", FIX)
     return [transform for _, transform in sorted(ended, key=lambda item: item[0])]
 
 
-def _inner(scan: Volume) -> np.ndarray:
-    """Voxels of a scan that are not near its background or the end of its field of view."""
+def _inner(scan: Volume, brain: np.ndarray) -> np.ndarray:
+    """Voxels of a scan that are not near its background."""
     spacing = np.linalg.norm(scan.affine[:3, :3], axis=0)
-    seen = np.pad(scan.values > 0, 1)
-    return ndimage.distance_transform_edt(seen, sampling=spacing)[1:-1, 1:-1, 1:-1] > _BORDER_MM
+    inner = ndimage.distance_transform_edt(scan.values > 0, sampling=spacing) > _BORDER_MM
+    enough = np.count_nonzero(inner & brain) >= _LEAST_INNER * np.count_nonzero(brain)
+    return inner if enough else np.ones_like(inner)
 
 
 def _smooth(scan: Volume, size_mm: float) -> np.ndarray:
