@@ -1,11 +1,9 @@
 import numpy as np
 import pytest
 
-pytest.importorskip("SimpleITK")
-
-from bundle.data.preparation.agreement import Limits, register_checked  # noqa: E402
-from bundle.data.preparation.registration import Agreement  # noqa: E402
-from bundle.errors import InputError  # noqa: E402
+from bundle.data.preparation.agreement import Limits, register_checked
+from bundle.data.preparation.registration import Agreement
+from bundle.errors import InputError
 
 VISITS = ("w000", "w048")
 
