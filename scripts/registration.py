@@ -20,16 +20,14 @@ from tqdm import tqdm
 
 from bundle.data.bids import find_case, list_cases
 from bundle.data.brain import estimate_brain
-from bundle.data.preparation.agreement import Limits
+from bundle.data.preparation.agreement import register_checked
 from bundle.data.preparation.correction import correct_bias
-from bundle.data.preparation.registration import agreement, register
 from bundle.data.volumes import read_flair
 from bundle.errors import InputError, report_in_one_line
 from bundle.lesions import Volume
 
 MOST_DEGREES, MOST_MM = 15.0, 20.0
 SPACING_MM = (0.9, 0.9, 4.0)
-LIMITS = Limits()
 
 
 def registration_table(dataset_dir: str, patients: int | None = None, seed: int = 0, broken: int = 5) -> str:
@@ -44,38 +42,30 @@ def registration_table(dataset_dir: str, patients: int | None = None, seed: int 
     cases = [find_case(name, dataset_dir) for name in list_cases(dataset_dir)[:patients]]
     rng = np.random.default_rng(seed)
     pairs = [[read_flair(case.volumes[f"flair_{visit}"], case.id) for visit in ("w000", "w048")] for case in cases]
-    errors, seen, refused = [], defaultdict(list), defaultdict(list)
+    outcomes = defaultdict(list)
     for number, (first, second) in enumerate(tqdm(pairs, "patients")):
         motion = drawn_motion(first, rng)
         moved = acquired(second, motion)
-        error, figure, verdict = outcome(first, moved, motion)
-        errors.append(error)
-        seen["as it is"].append(figure)
-        refused["as it is"].append(verdict)
-        tqdm.write(f"{number}: {error:.2f} mm, correlation {figure:.2f}, {verdict or 'accepted'}")
+        scans = [("as it is", moved)]
         if number < broken:
-            other = pairs[(number + 1) % len(pairs)][1]
-            for name, scan in broken_scans(moved, acquired(other, motion), rng):
-                _, figure, verdict = outcome(first, scan, motion)
-                seen[name].append(figure)
-                refused[name].append(verdict)
-                tqdm.write(f"{number}: {name}: correlation {figure:.2f}, {verdict or 'accepted'}")
-    errors = np.array(errors)
+            scans += broken_scans(moved, acquired(pairs[(number + 1) % len(pairs)][1], motion), rng)
+        for name, scan in scans:
+            error, correlation, problem = outcome(first, scan, motion)
+            outcomes[name].append((error, correlation, problem))
+            tqdm.write(f"{number}: {name}: {problem or f'{error:.2f} mm, correlation {correlation:.2f}'}")
+    errors = np.nan_to_num([error for error, _, _ in outcomes["as it is"]], nan=np.inf)
+    figures = [correlation for _, correlation, _ in outcomes["as it is"]]
     means = np.sort(rng.choice(errors, (2000, len(errors))).mean(axis=1))
     lines = [
         f"{len(errors)} pairs: mean distance {errors.mean():.2f} mm (95 % interval {means[50]:.2f} to "
         f"{means[-50]:.2f}), median {np.median(errors):.2f}, greatest {errors.max():.2f}; "
-        f"{np.mean(errors <= 0.5):.0%} within .5 mm.",
+        f"{np.mean(errors <= 0.5):.0%} within .5 mm; correlation {min(figures):.2f} to {max(figures):.2f}.",
         "",
-        "| second visit | n | correlation, lowest | median | highest | refused |",
-        "|---|---|---|---|---|---|",
+        "| second visit | n | refused |",
+        "|---|---|---|",
     ]
-    for name, values in seen.items():
-        figures = np.nan_to_num(values, nan=-1)
-        low, middle, high = figures.min(), np.median(figures), figures.max()
-        lines.append(
-            f"| {name} | {len(figures)} | {low:.2f} | {middle:.2f} | {high:.2f} | {sum(map(bool, refused[name]))} |"
-        )
+    for name, results in outcomes.items():
+        lines.append(f"| {name} | {len(results)} | {sum(bool(problem) for _, _, problem in results)} |")
     return "\n".join(lines)
 
 
@@ -111,18 +101,13 @@ def outcome(first: Volume, later: Volume, motion: np.ndarray) -> tuple[float, fl
     if not brains[1].any():
         return np.nan, np.nan, "no brain found"
     first, later = (correct_bias(scan, brain) for scan, brain in zip((first, later), brains))
-    error = figure = np.nan
     try:
-        found = register(first, later, *brains)
-        points = apply_affine(first.affine, np.argwhere(brains[0]))
-        away = apply_affine(np.linalg.inv(found.matrix), points) - apply_affine(motion, points)
-        error = float(np.linalg.norm(away, axis=1).mean())
-        figures = agreement(first, later._replace(affine=found.matrix @ later.affine), brains[0])
-        figure = figures.correlation
-        LIMITS.check(found, figures, case="", visits=("w000", "w048"))
+        found, after = register_checked((first, later), brains, case="", visits=("w000", "w048"))
     except InputError as problem:
-        return error, figure, problem.problem
-    return error, figure, ""
+        return np.nan, np.nan, problem.problem
+    points = apply_affine(first.affine, np.argwhere(brains[0]))
+    away = apply_affine(np.linalg.inv(found.matrix), points) - apply_affine(motion, points)
+    return float(np.linalg.norm(away, axis=1).mean()), after.correlation, ""
 
 
 def broken_scans(scan: Volume, other: Volume, rng: np.random.Generator) -> Iterator[tuple[str, Volume]]:

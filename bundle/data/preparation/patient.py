@@ -17,13 +17,13 @@ import SimpleITK as sitk
 from bundle.data.brain import estimate_brain
 from bundle.data.grid import read_nearest
 from bundle.data.plausibility import Plausibility
-from bundle.data.preparation.agreement import Limits
+from bundle.data.preparation.agreement import Limits, register_checked
 from bundle.data.preparation.correction import correct_bias
 from bundle.data.preparation.dicom import read_series
 from bundle.data.preparation.job import Job, places_of, remove_patient
 from bundle.data.preparation.page import Pair, quality_page
 from bundle.data.preparation.provenance import sidecar
-from bundle.data.preparation.registration import Agreement, Motion, agreement, register
+from bundle.data.preparation.registration import Agreement, Motion, agreement
 from bundle.data.preparation.sources import Scan, Study
 from bundle.data.transforms import LoadCased, plain_inputs
 from bundle.data.volumes import read_flair, read_mask
@@ -70,21 +70,19 @@ def prepare_patient(job: Job, tell: Callable[[str], None] = lambda phase: None) 
     motions, before, after = {}, {}, {}
     for visit in later:
         fixed, moving = visits[first], visits[visit]
-        try:
-            motions[visit] = register(fixed.flair, moving.flair, fixed.brain, moving.brain)
-        except InputError as error:
-            raise InputError(error.problem, error.fix, case=job.label) from error
-        moved = moving.flair._replace(affine=motions[visit].matrix @ moving.flair.affine)
         before[visit] = agreement(fixed.flair, moving.flair, fixed.brain)
-        after[visit] = agreement(fixed.flair, moved, fixed.brain)
-        Limits().check(motions[visit], after[visit], case=job.label, visits=(first, visit))
+        motions[visit], after[visit] = register_checked(
+            (fixed.flair, moving.flair), (fixed.brain, moving.brain), case=job.label, visits=(first, visit)
+        )
+        moved = moving.flair._replace(affine=motions[visit].matrix @ moving.flair.affine)
         visits[visit] = replace(moving, flair=moved)
     tell("checking")
     with tempfile.TemporaryDirectory(prefix=f".{job.label}.", suffix=".partial", dir=job.out) as name:
         staged = Path(name)
         _write_scans(staged, job, visits, motions)
         inputs, warnings = _checked(staged, job)
-        warnings = [*Limits().warnings(after, first), *warnings]
+        doubts = [text for visit in later for text in Limits().warnings(after[visit], (first, visit))]
+        warnings = [*doubts, *warnings]
         record = _record(job, visits, motions, before, after, inputs, warnings)
         tell("drawing")
         pairs = [

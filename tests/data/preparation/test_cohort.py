@@ -20,8 +20,6 @@ from bundle.data.transforms import LoadCased
 from bundle.errors import InputError
 from bundle.lesions import Volume
 
-pytest.importorskip("SimpleITK")
-pytest.importorskip("pydicom")
 pytestmark = pytest.mark.slow
 
 QUALITY = "derivatives/preparation"

@@ -8,9 +8,6 @@ from bundle.data.preparation.dicom import find_series, read_series
 from bundle.errors import InputError
 from bundle.lesions import Volume
 
-pytest.importorskip("SimpleITK")
-pytest.importorskip("pydicom")
-
 OBLIQUE = Volume(
     np.random.default_rng(0).integers(0, 4000, (7, 5, 9)).astype(np.float32),
     turned() @ np.array([[-0.7, 0, 0, 90.0], [0, -0.9, 0, 120], [0, 0, 4, -30], [0, 0, 0, 1]]),

@@ -5,13 +5,12 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from conftest import ROOT
 from nibabel.affines import apply_affine
 
-sitk = pytest.importorskip("SimpleITK")
-
-from bundle.data.preparation.cohort import prepare_dataset  # noqa: E402
-from bundle.data.preparation.images import LPS  # noqa: E402
+from bundle.data.preparation.cohort import prepare_dataset
+from bundle.data.preparation.images import LPS
 
 SCANS = ROOT.parent / "shared" / "openms" / "longitudinal"
 

@@ -1,9 +1,6 @@
 import numpy as np
 import pytest
 from nibabel.affines import apply_affine
-
-pytest.importorskip("SimpleITK")
-
 from preparation_scans import turned
 
 from bundle.data.preparation.registration import Motion, agreement, register
