@@ -261,21 +261,21 @@ class CompactCased(MapTransform):
         return {"flair": volumes[flair].half(), "masks": volumes[~flair].to(torch.int8)}
 
 
-def expand_case(compact: Mapping[str, torch.Tensor], arm: int, mean_outcome: bool = False) -> dict[str, torch.Tensor]:
+def expand_case(compact: Mapping[str, torch.Tensor], arm: int, expected_outcome: bool = False) -> dict[str, torch.Tensor]:
     """The output of `CompactCased` as image (8, H, W, S) and, if there was an outcome, target (2, H, W, S), float32.
 
     Args:
         compact: of `CompactCased` or `bundle.data.slab_file.load_slab`.
         arm: class index.
-        mean_outcome: NET2 of the target is the mean of all outcomes of a simulated patient, where several are known.
+        expected_outcome: NET2 of the target is its expected value, where it is known (a simulated patient's may be).
     """
     flair, masks = compact["flair"].float(), compact["masks"].float()
     plane = torch.full_like(flair[:1], arm)
     expanded = {"image": torch.cat([flair[:1], masks[:2], flair[1:2], masks[2:5], plane])}
     if len(flair) > 2:
         net2 = masks[5:]
-        if mean_outcome and "futures" in compact:
-            net2 = 2 * compact["futures"].float()[None] - 1
+        if expected_outcome and "expected" in compact:
+            net2 = 2 * compact["expected"].float()[None] - 1
         expanded["target"] = torch.cat([flair[2:], net2])
     return expanded
 
