@@ -56,7 +56,8 @@ class Streams:
 
     def normal(self, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
         """Standard normal numbers, (B, *shape)."""
-        numbers = torch.empty(len(self), *shape, pin_memory=torch.device(device).type == "cuda")
+        with torch.inference_mode(False):  # it holds for one thread only
+            numbers = torch.empty(len(self), *shape, pin_memory=torch.device(device).type == "cuda")
 
         def draw(position: int) -> None:
             torch.randn(tuple(shape), generator=self.generators[position], out=numbers[position])

@@ -85,9 +85,7 @@ def test_training_and_inference_agree_on_what_they_share():
     assert {name: train[name] for name in SHARED} == {name: inference[name] for name in SHARED}
 
 
-@pytest.mark.parametrize(
-    "overlay", ["paper.json", "prior.json", "multi_gpu_train.json", "evaluate.json", "counterfactual.json"]
-)
+@pytest.mark.parametrize("overlay", ["paper.json", "multi_gpu_train.json", "evaluate.json", "counterfactual.json"])
 def test_overlays_restate_nothing_that_train_and_inference_hold(overlay):
     for name in SHARED:
         assert overlay == "paper.json" or name not in read(overlay), name
@@ -111,11 +109,11 @@ def test_args_files_name_a_run_id_of_their_files(path):
 
 def test_the_model_of_w000_is_not_trained_by_comparing():
     config = bundle_config("train.json", "inference.json", "evaluate.json", "counterfactual.json")
-    assert config["training"] == ["$@pretrain#trainer.run()", "$@train#trainer.run()"]
+    assert config["training"] == [f"$@{stage}#trainer.run()" for stage in ("prior", "pretrain", "train")]
     assert config["drop_visits"] == ["w048"]
     for name in ("counterfactual", "comparing", "run"):
         assert "trainer" not in str(config[name])
-    assert config.get_parsed_content("weights_w000").endswith("model_w000.pt")
+    assert config.get_parsed_content("weights_w000").endswith("model.pt")
 
 
 @pytest.mark.parametrize("name, kind", [("train", "train"), ("inference", "infer")])

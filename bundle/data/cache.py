@@ -19,7 +19,7 @@ from bundle.errors import InputError
 from bundle.files import written_whole
 from bundle.seeding import digest_of
 
-_VERSION = 1  # increase it when a change makes LoadCased or CompactCased return other numbers
+_VERSION = 2  # increase it when a change makes LoadCased or CompactCased return other numbers
 
 
 class CachedCases(Dataset):

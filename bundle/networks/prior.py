@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bundle.arms import CLASSES, NULL_ARM
+from bundle.brightness import expand_bright
 from bundle.networks.loads import euler_number, lesion_loads
 
 # Of the images: FLAIR, T2 and gadolinium lesions of w000; the same of w048, and NET2.
@@ -20,7 +21,7 @@ NUM_VOLUMES = 7
 _NUM_PLANES = NUM_VOLUMES + 1 + 5 + 3  # see `_planes`
 _NUM_DENSITIES = 6
 _MASKS = (1, 2, 4, 5, 6)
-_BRIGHTNESS = (0.5, 0.7, 0.9)  # of old lesions, in the range of FLAIR
+_BRIGHTNESS = (0.5, 0.7, 0.9, 1.1, 1.25, 1.4)  # of old lesions, where linear FLAIR in [-1, 1] is [0, 1]
 _NUM_SUMMARY = 2 * NUM_VOLUMES + len(_MASKS) + 2 * len(_BRIGHTNESS)  # see `_summary`
 _DENSITY_MM = ((3, 5, 5), (7.5, 12, 12), (15, 28, 28))  # standard deviations along S, H, W
 _CELL_MM = (3, 4, 4)  # of the densities, which are at half the resolution in plane
@@ -95,6 +96,7 @@ class PriorNetwork(nn.Module):
         # bf16 would be too coarse for coordinates.
         with torch.no_grad(), torch.autocast(volumes.device.type, enabled=False):
             brain = brain_of(volumes)
+            volumes = _linear(volumes)
             coordinates = brain_coordinates(brain)
             planes = torch.cat([volumes, _touching(volumes), coordinates], dim=1)
             densities, numbers = _densities(volumes), _summary(volumes)
@@ -296,7 +298,7 @@ def _densities(volumes: Tensor) -> Tensor:
 
 
 def _summary(volumes: Tensor) -> Tensor:
-    """(B, 25): loads of all volumes, numbers of lesions of each mask, and of bright ones at each visit, as log(1 + n).
+    """(B, 31): loads of all volumes, numbers of lesions of each mask, and of bright ones at each visit, as log(1 + n).
 
     Activity differs between patients more than anything else, and numbers of lesions tell it better than volumes do.
     """
@@ -312,6 +314,12 @@ def neighbourhood_max(x: Tensor) -> Tensor:
     plane = F.max_pool2d(x.flatten(1, 2), 3, stride=1, padding=1).unflatten(1, x.shape[1:3])
     padded = F.pad(plane, (0, 0, 0, 0, 1, 1))
     return torch.maximum(torch.maximum(padded[:, :, :-2], padded[:, :, 2:]), plane)
+
+
+def _linear(volumes: Tensor) -> Tensor:
+    """The volumes with linear FLAIR, which may be greater than 1."""
+    is_flair = torch.tensor([index not in _MASKS for index in range(NUM_VOLUMES)], device=volumes.device)
+    return torch.where(is_flair[:, None, None, None], expand_bright(volumes), volumes)
 
 
 def _to_cells(x: Tensor) -> Tensor:

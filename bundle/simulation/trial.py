@@ -27,9 +27,10 @@ from bundle.simulation.disease import patient_history
 from bundle.simulation.events import History, assigned_arm
 from bundle.simulation.oracle import oracle_forecast
 from bundle.simulation.patient import Patient, simulate_patient
-from bundle.simulation.protocol import PRESETS
+from bundle.simulation.protocol import PRESETS, Protocol
 
 VERSION = "3"
+MIXED = "mixed"
 DERIVATIVES = ("lesions", "brain", "synthseg", "truth")
 
 
@@ -53,7 +54,7 @@ def simulate_trial(
         patients: how many, from `sub-0001` on.
         seed: of the trial.
         workers: processes; None takes all cores.
-        preset: of `bundle.simulation.protocol.PRESETS`.
+        preset: of `bundle.simulation.protocol.PRESETS`; with `compact` also "mixed" (`protocol_of`), for training.
         compact: in place of all volumes one file a patient on the lite model's grid (`bundle.data.slab_file`).
         expected: with `compact`, store P(NET2 at w096) of every voxel too, as the oracle forecasts it.
 
@@ -69,24 +70,35 @@ def simulate_trial(
             raise InputError(
                 f"--{name} {value!r} is not a whole number of {least} or more", f"give e.g. --{name} {max(least, 10)}"
             )
-    if preset not in PRESETS:
-        raise InputError(f"--preset {preset!r} is none of {', '.join(PRESETS)}", "give one of them")
+    if preset not in PRESETS and preset != MIXED:
+        raise InputError(f"--preset {preset!r} is none of {', '.join([*PRESETS, MIXED])}", "give one of them")
+    if preset == MIXED and not compact:
+        raise InputError(f"--preset {MIXED} without --compact", "it is made for training: give --compact too")
     for name, value in (("compact", compact), ("expected", expected)):
         if not isinstance(value, bool):
             raise InputError(f"--{name} {value!r} is neither True nor False", f"give --{name} alone, or leave it out")
     if expected and not compact:
         raise InputError("--expected without --compact", "give --compact too")
-    out, protocol = Path(str(out)), PRESETS[preset]
+    out = Path(str(out))
     form = Form(preset, compact, expected)
     _open_dataset(out, seed, form)
     try:
         _write_missing(out, patients, seed, workers, form)
-        rows = [_row(i, assigned_arm(seed, i), patient_history(seed, i, protocol)) for i in range(patients)]
+        rows = [
+            _row(i, assigned_arm(seed, i), patient_history(seed, i, protocol_of(preset, i))) for i in range(patients)
+        ]
         header = "\t".join(["participant_id", "treatment_arm", *COLUMNS]) + "\n"
         write_together(out, {"participants.tsv": "".join([header, *rows]).encode()})
     except OSError as error:
         raise InputError(f"stopped ({error})", "make room and call again: it goes on from here", file=out) from error
     return out
+
+
+def protocol_of(preset: str, index: int) -> Protocol:
+    """The protocol of patient `index` (from 0): of "mixed", two patients of "trial", then one of "clinic"."""
+    if preset == MIXED:
+        preset = "clinic" if index % 3 == 2 else "trial"
+    return PRESETS[preset]
 
 
 def participant(index: int) -> str:
@@ -109,9 +121,10 @@ def write_patient(out: Path, seed: int, index: int, form: Form = Form()) -> None
     partial_copy = out / f".{name}.partial"
     shutil.rmtree(partial_copy, ignore_errors=True)
     partial_copy.mkdir()  # a disk that refuses does so before the work
-    patient = simulate_patient(seed, index, PRESETS[form.preset])
+    protocol = protocol_of(form.preset, index)
+    patient = simulate_patient(seed, index, protocol)
     if form.compact:
-        expected = oracle_forecast(patient, PRESETS[form.preset]).heatmap if form.expected else None
+        expected = oracle_forecast(patient, protocol).heatmap if form.expected else None
         files = compact_files(patient, name, expected)
     else:
         files = patient_files(patient, name)

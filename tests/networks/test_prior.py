@@ -4,6 +4,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
 
+from bundle.brightness import compress_bright
 from bundle.networks.prior import (
     PriorAlone,
     PriorNetwork,
@@ -107,6 +108,30 @@ def test_trained_it_reads_every_volume_and_the_arm():
         other[0, volume, 3, 10, 12] = 0.9
         assert (network(other, arm) - half).abs().max() > 1e-4, volume
     assert (network(volumes, torch.tensor([2])) - half).abs().max() > 1e-4
+
+
+def test_lesions_brighter_than_all_other_tissue_are_told_apart():
+    """The input is compressed there; a network that saw no more than it would not tell them."""
+    network, brain = randomised(prior()), box((0, 4, 6), (6, 20, 26))
+    halves = []
+    for linear in (1.0, 1.8):
+        volumes = volumes_of(brain)
+        volumes[0, [1, 4], 3, 10:12, 12:14] = 1
+        volumes[0, [0, 3], 3, 10:12, 12:14] = float(compress_bright(np.array(linear)))
+        halves.append(network(volumes, torch.tensor([1])))
+    assert (halves[1] - halves[0]).abs().max() > 1e-3
+
+
+def test_one_sample_has_the_values_it_has_among_others():
+    """A CPU takes another way for one."""
+    network, brain = randomised(prior()), box((0, 4, 6), (6, 20, 26))
+    volumes = torch.cat([volumes_of(brain), volumes_of(box((0, 2, 2), (6, 22, 27)))])
+    volumes[0, 4, 3, 10, 12] = 1
+    arm = torch.tensor([1, 3])
+    together = network(volumes, arm)
+    for index in range(2):
+        alone = network(volumes[index : index + 1], arm[index : index + 1])
+        torch.testing.assert_close(alone, together[index : index + 1], atol=1e-4, rtol=0)
 
 
 def forecast_network():
