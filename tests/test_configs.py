@@ -154,14 +154,14 @@ def test_required_ids_of_monai_and_the_run_ids_are_there():
         assert name in inference, name
 
 
-def test_the_lite_network_is_what_the_metadata_says_and_fits_in_20_mb():
+def test_the_lite_network_is_what_the_metadata_says_and_fits_in_25_mb():
     inference, metadata = ConfigParser(read("inference.json")), read("metadata.json")
     network = inference.get_parsed_content("network_def")
     tensors = metadata["network_data_format"]
     x = torch.zeros(1, tensors["inputs"]["image"]["num_channels"], 80, 96)
     with torch.inference_mode():
         assert network(x).shape == (1, tensors["outputs"]["pred"]["num_channels"], 80, 96)
-    assert 2 * sum(value.numel() for value in network.state_dict().values()) < 20e6
+    assert 2 * sum(value.numel() for value in network.state_dict().values()) < 25e6
 
 
 @pytest.mark.parametrize("config", ["train.json", "inference.json"])
