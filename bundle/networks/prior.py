@@ -21,7 +21,7 @@ NUM_VOLUMES = 7
 _NUM_PLANES = NUM_VOLUMES + 1 + 5 + 3  # see `_planes`
 _NUM_DENSITIES = 6
 _MASKS = (1, 2, 4, 5, 6)
-_BRIGHTNESS = (0.5, 0.7, 0.9, 1.1, 1.25, 1.4)  # of old lesions, where linear FLAIR in [-1, 1] is [0, 1]
+_BRIGHTNESS = (2, 2.5, 3, 3.5, 4, 4.5)  # of old lesions, in interquartile ranges above the brain's median
 _NUM_SUMMARY = 2 * NUM_VOLUMES + len(_MASKS) + 2 * len(_BRIGHTNESS)  # see `_summary`
 _DENSITY_MM = ((3, 5, 5), (7.5, 12, 12), (15, 28, 28))  # standard deviations along S, H, W
 _CELL_MM = (3, 4, 4)  # of the densities, which are at half the resolution in plane
@@ -80,9 +80,12 @@ class PriorNetwork(nn.Module):
         self.to_voxels = Conv3d(channels[0], 4 * voxel_channels, 1)
         self.voxels = Block(voxel_channels + _NUM_PLANES, voxel_channels, cube, cube, context_channels)
         self.last = Conv3d(voxel_channels, 1, 1)
+        # Enlargements begin beside bright lesions: too rare for the layers above to learn it soon.
+        self.rim = Conv3d(2 * len(_BRIGHTNESS), 1, 1, bias=False)
         self.level = zero_linear(context_channels, 1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
+        nn.init.zeros_(self.rim.weight)
         # Half the log-odds of NET2 in a population, in coordinates of the brain.
         self.register_buffer("population", torch.full((1, 1, *_MAP_SHAPE), -4.0))
 
@@ -99,7 +102,8 @@ class PriorNetwork(nn.Module):
             volumes = _linear(volumes)
             coordinates = brain_coordinates(brain)
             planes = torch.cat([volumes, _touching(volumes), coordinates], dim=1)
-            densities, numbers = _densities(volumes), _summary(volumes)
+            brightness = _brightness(volumes, brain)
+            densities, numbers, rim = _densities(volumes), _summary(volumes, brightness), _rim(volumes, brightness)
             offset = sample_map(self.population.to(volumes.dtype), coordinates)[:, 0] - _OUTSIDE * (1 - brain[:, 0])
         x = self.stem(_channels_last(torch.cat([_to_cells(planes), densities], dim=1)))
         skips = []
@@ -118,7 +122,8 @@ class PriorNetwork(nn.Module):
                 x = block(x, context)
         x = torch.cat([_to_voxels(self.to_voxels(x)), planes.to(x.dtype)], dim=1)
         x = self.voxels(x, context)
-        return (self.last(x)[:, 0] + self.level(context)[:, :, None, None]).float() + offset
+        x = (self.last(x) + self.rim(_channels_last(rim)))[:, 0]
+        return (x + self.level(context)[:, :, None, None]).float() + offset
 
     @torch.no_grad()
     def start_from_population(self, frequency: Tensor) -> None:
@@ -297,14 +302,36 @@ def _densities(volumes: Tensor) -> Tensor:
     return (5 * torch.cat(smooth, dim=1)).log1p()
 
 
-def _summary(volumes: Tensor) -> Tensor:
+def _brightness(volumes: Tensor, brain: Tensor) -> Tensor:
+    """FLAIR of both visits in interquartile ranges above the brain's median: (B, 2, S, H, W); 0 where it is unknown.
+
+    Lesions hardly change the quartiles, so a lesion of some kind has the same value in patients with few and many.
+    """
+    flair = volumes[:, [0, 3]]
+    tissue = flair.masked_fill(brain == 0, math.nan).flatten(2)
+    q1, median, q3 = tissue.nanquantile(tissue.new_tensor([0.25, 0.5, 0.75]), dim=2)[:, :, :, None, None, None]
+    return (flair - median) / (q3 - q1).clamp(min=0.05)
+
+
+def _rim(volumes: Tensor, brightness: Tensor) -> Tensor:
+    """(B, 12, S, H, W): around old lesions, how bright the brightest voxel they touch is, as soft steps.
+
+    At w048, and the less bright of both visits: what is bright at both is no noise.
+    """
+    lesion = (volumes[:, [1, 4, 6]] > 0).any(1, keepdim=True).to(volumes.dtype)
+    shown = torch.cat([brightness[:, 1:], brightness.amin(1, keepdim=True)], dim=1).clamp(min=0)
+    around = neighbourhood_max(lesion * shown) * (1 - lesion)
+    return torch.cat([torch.sigmoid(5 * (around - level)) * (around > 0) for level in _BRIGHTNESS], dim=1)
+
+
+def _summary(volumes: Tensor, brightness: Tensor) -> Tensor:
     """(B, 31): loads of all volumes, numbers of lesions of each mask, and of bright ones at each visit, as log(1 + n).
 
     Activity differs between patients more than anything else, and numbers of lesions tell it better than volumes do.
     """
     masks = (volumes[:, _MASKS] > 0).to(volumes.dtype)  # (B, 5, S, H, W)
     old = ((volumes[:, 1:2] > 0) | (volumes[:, 4:5] > 0)).to(volumes.dtype)
-    bright = [old * ((volumes[:, v : v + 1] + 1) / 2 > level) for v in (0, 3) for level in _BRIGHTNESS]
+    bright = [old * (brightness[:, v : v + 1] > level) for v in (0, 1) for level in _BRIGHTNESS]
     numbers = euler_number(torch.cat([masks, *bright], dim=1)).clamp(min=0).log1p()
     return torch.cat([lesion_loads(volumes), numbers], dim=1)
 

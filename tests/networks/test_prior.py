@@ -8,6 +8,8 @@ from bundle.brightness import compress_bright
 from bundle.networks.prior import (
     PriorAlone,
     PriorNetwork,
+    _brightness,
+    _rim,
     blur,
     brain_coordinates,
     brain_of,
@@ -120,6 +122,34 @@ def test_lesions_brighter_than_all_other_tissue_are_told_apart():
         volumes[0, [0, 3], 3, 10:12, 12:14] = float(compress_bright(np.array(linear)))
         halves.append(network(volumes, torch.tensor([1])))
     assert (halves[1] - halves[0]).abs().max() > 1e-3
+
+
+def test_brightness_does_not_depend_on_gain_or_load_and_is_0_where_flair_is_unknown():
+    brain = box((0, 4, 6), (6, 20, 26)).float()
+    tissue = torch.where(brain > 0, 0.2 * torch.randn(1, 1, S, H, W), -1.0)
+    tissue[0, 0, 3, 10:12, 12:14] = 2.0
+    loaded = tissue.clone()
+    loaded[0, 0, 3, 14:16, 12:14] = 2.0
+    values = []
+    for flair in (tissue, 0.1 + 0.5 * tissue, loaded):
+        volumes = torch.cat([flair, torch.zeros(1, 6, S, H, W)], dim=1)
+        one, other = _brightness(volumes, brain)[0]
+        assert not other.any()
+        values.append(one[3, 11, 13].item())
+    assert values[0] == pytest.approx(values[1], rel=1e-4) and values[0] == pytest.approx(values[2], rel=0.05)
+
+
+def test_around_a_lesion_as_bright_as_it_is_at_both_visits():
+    volumes = volumes_of(box((0, 4, 6), (6, 20, 26)))
+    volumes[0, 4, 3, 10:12, 12:14] = 1
+    brightness = torch.zeros(1, 2, S, H, W)
+    brightness[0, 0, 3, 10, 12], brightness[0, 1, 3, 10, 12] = 3.2, 5.0
+    brightness[0, 1, 3, 14, 20] = 9.0  # no lesion
+    steps = _rim(volumes, brightness)
+    assert steps.shape == (1, 12, S, H, W) and not steps[0, :, 3, 10:12, 12:14].any()  # beside, not in it
+    now, both = steps[0, 0::2, 3, 9, 11], steps[0, 1::2, 3, 9, 11]
+    assert (now > 0.5).sum() == 6 and (both > 0.5).sum() == 3
+    assert not steps[0, :, 3, 8].any() and not steps[0, :, 3, 14, 19:22].any()
 
 
 def test_one_sample_has_the_values_it_has_among_others():
