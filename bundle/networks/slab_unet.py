@@ -164,8 +164,9 @@ class ForecastNetwork(nn.Module):
             encoded["prior"] = self.prior(images.unflatten(1, (self.image_contrasts, -1)), known_arm(arm))
         if self.with_loads:
             encoded["loads"] = lesion_loads(images.unflatten(1, (self.image_contrasts, -1)))
-        # How bright the brightest lesions are is for the prior to read: the others see FLAIR linear and clipped.
-        images = expand_bright(images).clamp(max=1)
+        if self.controlnet is not None or self.local is not None:
+            # How bright the brightest lesions are is for the prior to read: the others see FLAIR linear and clipped.
+            images = expand_bright(images).clamp(max=1)
         if self.controlnet is not None:
             encoded["embedding"] = self.image_embedding(F.pixel_unshuffle(images, self.patch_size))
         if self.local is not None:

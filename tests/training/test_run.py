@@ -109,7 +109,10 @@ def test_two_processes_of_two_passes_a_step_train_the_weights_of_one(unbroken, t
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_in_one_line(unbroken, trial, tmp_path):
-    line = refused(tmp_path, trial, "pretraining", cache_dir=unbroken / "cache", learning_rate=1e30, num_warmup=1)
+    prior = {"start_pretraining_from": unbroken / "prior_last.pt"}
+    line = refused(
+        tmp_path, trial, "pretraining", cache_dir=unbroken / "cache", learning_rate=1e30, num_warmup=1, **prior
+    )
     assert re.match(r"error: the (loss|norm of the gradient) is (nan|inf) at iteration \d; run the same command", line)
     assert not (tmp_path / "stage1_last.pt").exists()
 
@@ -171,7 +174,7 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 def test_ctrl_c_prints_a_line_and_training_can_go_on(unbroken, trial, tmp_path):
     settings = TINY | TRAINING | {"dataset_dir": trial, "output_dir": tmp_path, "cache_dir": unbroken / "cache"}
-    settings |= {"pretraining_epochs": 500, "num_workers": 1}
+    settings |= {"pretraining_epochs": 500, "num_workers": 1, "start_pretraining_from": unbroken / "prior_last.pt"}
     process = start_bundle("pretraining", "configs/train.json", (sys.executable, "-c", INTERRUPTIBLE), **settings)
     while not (tmp_path / "stage1_last.pt").exists():
         assert process.poll() is None
@@ -194,9 +197,9 @@ def test_it_runs_from_any_folder_with_bundle_root(trial, tmp_path):
     root = tmp_path / "root"
     shutil.copytree(ROOT / "configs", root / "configs")
     shutil.copytree(trial, root / "data" / "trial")
-    settings = TINY | TRAINING | {"bundle_root": root, "pretraining_epochs": 1}
-    finish(start_bundle("pretraining", str(root / "configs" / "train.json"), cwd=tmp_path, **settings))
-    assert (root / "runs" / "lite" / "stage1_best.pt").exists()
+    settings = TINY | TRAINING | {"bundle_root": root, "prior_epochs": 1}
+    finish(start_bundle("prior_training", str(root / "configs" / "train.json"), cwd=tmp_path, **settings))
+    assert (root / "runs" / "lite" / "prior_best.pt").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"root"}
 
 
