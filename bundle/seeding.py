@@ -5,9 +5,12 @@ So a member or a training sample draws the same numbers for any batch size, proc
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
+
+_FEW = 1_000_000  # random numbers that one thread draws in some milliseconds
 
 
 def seed_of(*keys: str | int) -> int:
@@ -53,7 +56,19 @@ class Streams:
 
     def normal(self, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
         """Standard normal numbers, (B, *shape)."""
-        return torch.stack([torch.randn(tuple(shape), generator=g) for g in self.generators]).to(device)
+        with torch.inference_mode(False):  # it holds for one thread only
+            numbers = torch.empty(len(self), *shape, pin_memory=torch.device(device).type == "cuda")
+
+        def draw(position: int) -> None:
+            torch.randn(tuple(shape), generator=self.generators[position], out=numbers[position])
+
+        if numbers.numel() < _FEW:
+            for position in range(len(self)):
+                draw(position)
+        else:  # a GPU would wait for one thread
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(draw, range(len(self))))
+        return numbers.to(device)
 
     def uniform(self, shape: Sequence[int] = (), device: torch.device | str = "cpu") -> Tensor:
         """Uniform numbers in [0, 1), (B, *shape)."""

@@ -6,7 +6,6 @@ members. Made for choosing between networks while they are trained.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import fire
 import numpy as np
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from bundle.arms import ARMS
 from bundle.data.grid import SlabGrid, slab_centre, to_slab
+from bundle.data.masks import mask_to_slab
 from bundle.data.transforms import expand_case
 from bundle.diffusion.slabs import NUM_VOLUMES
 from bundle.errors import InputError, report_in_one_line
@@ -27,8 +27,7 @@ from bundle.networks.prior import PriorAlone, brain_coordinates, brain_of, sampl
 from bundle.networks.weights import same_architecture
 from bundle.simulation.anatomy import AFFINE
 from bundle.simulation.compact import compact_patient
-from bundle.simulation.observation import observe
-from bundle.simulation.oracle import Oracle
+from bundle.simulation.oracle import oracle_forecast
 from bundle.simulation.patient import simulate_patient
 from bundle.simulation.protocol import PRESETS
 from bundle.training.checkpoints import trained_weights
@@ -100,8 +99,7 @@ def patient_rows(forecast: Forecast, seed: int, index: int, preset: str, futures
     """Scores of one patient's maps, one dictionary a forecaster."""
     protocol, grid = PRESETS[preset], SlabGrid()
     patient = simulate_patient(seed, index, protocol, futures)
-    seen = observe(patient.history, patient.arm, protocol)
-    exact = Oracle(protocol)(replace(seen, anatomy=patient.anatomy, status=patient.status["w048"]), patient.arm)
+    exact = oracle_forecast(patient, protocol)
     brain = patient.brain["w048"]
     affine = grid.affine(slab_centre(brain, AFFINE, grid))
     inside = to_slab(brain.astype(np.float32), AFFINE, affine, grid) >= 0.5
@@ -109,7 +107,9 @@ def patient_rows(forecast: Forecast, seed: int, index: int, preset: str, futures
     arm = patient.arm if patient.history.sees_arm else len(ARMS)
     maps = dict(forecast(expand_case(compact, arm)["image"]))
     maps["oracle"] = to_slab(exact.heatmap, AFFINE, affine, grid)
-    mean = np.where(inside, compact["futures"].float().numpy() if "futures" in compact else compact["masks"][5] > 0, 0)
+    outcomes = [compact["masks"][5].numpy() > 0]
+    outcomes += [mask_to_slab(future, AFFINE, affine, grid) for future in patient.futures]
+    mean = np.where(inside, np.mean(outcomes, axis=0), 0)
     rows = []
     for name, values in maps.items():
         p = np.clip(np.where(inside, values, 0), 1e-7, 1 - 1e-7)

@@ -13,7 +13,7 @@ def main(
     workers: int | None = None,
     preset: str = "trial",
     compact: bool = False,
-    futures: int = 0,
+    expected: bool = False,
 ) -> None:
     """Writes a simulated trial.
 
@@ -23,12 +23,13 @@ def main(
         seed: of the trial.
         workers: processes; all cores if not given.
         preset: "trial" (one protocol, clean reading) or "clinic" (endless scanners, readers' errors, missing volumes,
-            unknown arms and covariates, 6 to 24 months between visits).
+            unknown arms and covariates, 6 to 24 months between visits). "mixed", with --compact: two patients of
+            "trial", then one of "clinic", for training.
         compact: one small file a patient on the model's grid in place of NIfTI volumes.
-        futures: with --compact, so many further outcomes of each patient are drawn and their mean is stored, for
-            training of the prior (`bundle.networks.prior`).
+        expected: with --compact, P(NET2 at w096) of every voxel is stored too, as the oracle forecasts it: what the
+            prior (`bundle.networks.prior`) is best trained on.
     """
-    simulate_trial(out, patients, seed=seed, workers=workers, preset=preset, compact=compact, futures=futures)
+    simulate_trial(out, patients, seed=seed, workers=workers, preset=preset, compact=compact, expected=expected)
 
 
 if __name__ == "__main__":

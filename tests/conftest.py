@@ -27,6 +27,7 @@ TINY = {
     "network_def#num_head_channels": 16,
     "network_def#norm_num_groups": 8,
     "network_def#conditioning_channels": 16,
+    "network_def#prior_channels": [8, 8],
     "grid#spacing_mm": [8, 8, 3],
     "grid#shape": [20, 24, 15],
 }
@@ -129,6 +130,7 @@ def tiny_network(**changes):
         norm_num_groups=4,
         conditioning_channels=8,
         local_channels=8,
+        prior_channels=(),
     )
     return ForecastNetwork(**arguments | changes)
 

@@ -85,9 +85,7 @@ def test_training_and_inference_agree_on_what_they_share():
     assert {name: train[name] for name in SHARED} == {name: inference[name] for name in SHARED}
 
 
-@pytest.mark.parametrize(
-    "overlay", ["paper.json", "prior.json", "multi_gpu_train.json", "evaluate.json", "counterfactual.json"]
-)
+@pytest.mark.parametrize("overlay", ["paper.json", "multi_gpu_train.json", "evaluate.json", "counterfactual.json"])
 def test_overlays_restate_nothing_that_train_and_inference_hold(overlay):
     for name in SHARED:
         assert overlay == "paper.json" or name not in read(overlay), name
@@ -111,11 +109,11 @@ def test_args_files_name_a_run_id_of_their_files(path):
 
 def test_the_model_of_w000_is_not_trained_by_comparing():
     config = bundle_config("train.json", "inference.json", "evaluate.json", "counterfactual.json")
-    assert config["training"] == ["$@pretrain#trainer.run()", "$@train#trainer.run()"]
+    assert config["training"] == [f"$@{stage}#trainer.run()" for stage in ("prior", "pretrain", "train")]
     assert config["drop_visits"] == ["w048"]
     for name in ("counterfactual", "comparing", "run"):
         assert "trainer" not in str(config[name])
-    assert config.get_parsed_content("weights_w000").endswith("model_w000.pt")
+    assert config.get_parsed_content("weights_w000").endswith("model.pt")
 
 
 @pytest.mark.parametrize("name, kind", [("train", "train"), ("inference", "infer")])
@@ -156,14 +154,14 @@ def test_required_ids_of_monai_and_the_run_ids_are_there():
         assert name in inference, name
 
 
-def test_the_lite_network_is_what_the_metadata_says_and_fits_in_20_mb():
+def test_the_lite_network_is_what_the_metadata_says_and_fits_in_25_mb():
     inference, metadata = ConfigParser(read("inference.json")), read("metadata.json")
     network = inference.get_parsed_content("network_def")
     tensors = metadata["network_data_format"]
     x = torch.zeros(1, tensors["inputs"]["image"]["num_channels"], 80, 96)
     with torch.inference_mode():
         assert network(x).shape == (1, tensors["outputs"]["pred"]["num_channels"], 80, 96)
-    assert 2 * sum(value.numel() for value in network.state_dict().values()) < 20e6
+    assert 2 * sum(value.numel() for value in network.state_dict().values()) < 25e6
 
 
 @pytest.mark.parametrize("config", ["train.json", "inference.json"])

@@ -48,7 +48,7 @@ def is_option(name, ids):
     if name == "bundle_root" or any(isinstance(leaf, dict) for leaf in leaves):
         return False
     if isinstance(value, str) and value.startswith("@"):
-        return is_option(value[1:], ids)
+        return is_option(value[1:], ids) if value[1:] in ids else True  # an option of the file below
     return all(not str(leaf).startswith(("$", "%")) or str(leaf).startswith("$os.path.join(") for leaf in leaves)
 
 

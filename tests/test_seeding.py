@@ -17,6 +17,14 @@ def test_a_member_draws_the_same_numbers_in_any_batch():
         assert torch.equal(draw(together), torch.cat([draw(stream) for stream in alone]))
 
 
+@torch.inference_mode()
+def test_many_numbers_are_drawn_by_threads_as_by_one():
+    shape = (40, 100, 100)
+    many = Streams.for_members(7, "sub-0001", range(3)).normal(shape)
+    for member in range(3):
+        assert torch.equal(many[member], Streams.for_members(7, "sub-0001", [member]).normal(shape)[0])
+
+
 def test_members_cases_and_seeds_differ():
     first = Streams.for_members(0, "a", [0, 1]).normal((4,))
     assert not torch.equal(first[0], first[1])

@@ -1,6 +1,7 @@
 """Patients on the slab, cached on disk, so that training decodes each NIfTI file once."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from bundle.errors import InputError
 from bundle.files import written_whole
 from bundle.seeding import digest_of
 
-_VERSION = 1  # increase it when a change makes LoadCased or CompactCased return other numbers
+_VERSION = 2  # increase it when a change makes LoadCased or CompactCased return other numbers
 
 
 class CachedCases(Dataset):
@@ -34,17 +35,25 @@ class CachedCases(Dataset):
         items: dictionaries of `bundle.data.datalist.load_split` or `balanced_subset`.
         load: the reader, with outcome.
         cache_dir: made if absent; may be shared by data sets, splits and processes.
-        mean_outcome: see `bundle.data.transforms.expand_case`.
+        expected_outcome: see `bundle.data.transforms.expand_case`.
+        keep_on: device whose memory keeps every patient once read, 1.4 MB each on the lite model's grid; None keeps
+            nothing. Items are then on that device too.
 
     Each item is a dictionary: image (8, H, W, S) and target (2, H, W, S) float32 as `LoadCased` defines them, arm
     (class index), active (bool), weight (float, 1 if the item has none), case (label).
     """
 
     def __init__(
-        self, items: Sequence[Mapping[str, Any]], load: LoadCased, cache_dir: str | Path, mean_outcome: bool = False
+        self,
+        items: Sequence[Mapping[str, Any]],
+        load: LoadCased,
+        cache_dir: str | Path,
+        expected_outcome: bool = False,
+        keep_on: torch.device | str | None = None,
     ) -> None:
         super().__init__(list(items))
-        self.mean_outcome = mean_outcome
+        self.expected_outcome, self.keep_on = expected_outcome, keep_on
+        self._kept: dict[int, tuple[dict[str, Tensor], dict[str, Any]]] = {}
         self.load = load
         self.compact = CompactCased(load.keys)
         self.cache_dir = Path(cache_dir)
@@ -53,7 +62,20 @@ class CachedCases(Dataset):
         except OSError as error:
             raise InputError("cannot be written", "choose another cache folder", file=cache_dir) from error
 
+    def keep_all(self, num_threads: int = 1) -> None:
+        """Reads all patients into the memory of `keep_on`."""
+        with ThreadPoolExecutor(max(1, num_threads)) as pool:
+            for _ in pool.map(self._read, range(len(self))):
+                pass
+
     def _transform(self, index: int) -> dict[str, Any]:
+        compact, labels = self._read(index)
+        return expand_case(compact, labels["arm"], self.expected_outcome) | labels
+
+    def _read(self, index: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """A patient's compact volumes and labels."""
+        if index in self._kept:
+            return self._kept[index]
         item = self.data[index]
         arm = checked_arm(item.get("arm"), "correct the datalist", case=str(item.get("case", "")))
         item = item | {"arm": CLASSES[arm]}
@@ -63,7 +85,10 @@ class CachedCases(Dataset):
         else:
             compact = load_slab(case.slab, self.load.grid, self.load.drop_visits)
         labels = {"arm": arm, "active": bool(item["active"]), "weight": float(item.get("weight", 1)), "case": case.id}
-        return expand_case(compact, arm, self.mean_outcome) | labels
+        if self.keep_on is not None:
+            compact = {name: volumes.to(self.keep_on) for name, volumes in compact.items()}
+            self._kept[index] = compact, labels
+        return compact, labels
 
     def _load(self, case: Case, item: Mapping[str, Any]) -> dict[str, Tensor]:
         """From the cache; from the scans, and into the cache, where it is not there."""
@@ -103,8 +128,9 @@ def cached_dataset(
     *,
     drop_visits: Sequence[str] = (),
     visits: Mapping[str, str] | None = None,
-    mean_outcome: bool = False,
+    expected_outcome: bool = False,
+    keep_on: torch.device | str | None = None,
 ) -> CachedCases:
     """The training data set on a grid; see `CachedCases`."""
     load = LoadCased(grid=grid, with_outcome=True, drop_visits=drop_visits, visits=visits)
-    return CachedCases(items, load, cache_dir, mean_outcome)
+    return CachedCases(items, load, cache_dir, expected_outcome, keep_on)

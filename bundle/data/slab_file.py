@@ -14,7 +14,7 @@ from bundle.data.bids import CONDITION, OUTCOME
 from bundle.data.grid import SlabGrid
 from bundle.errors import InputError
 
-_KINDS, _OPTIONAL = ("flair", "masks"), ("futures",)
+_KINDS, _OPTIONAL = ("flair", "masks"), ("expected",)
 
 
 def slab_bytes(compact: Mapping[str, Tensor], grid: SlabGrid) -> bytes:
@@ -43,8 +43,8 @@ def load_slab(file: Path, grid: SlabGrid, drop_visits: Sequence[str] = ()) -> di
             range of w000 scales all FLAIR, so w000 cannot be dropped.
 
     Returns:
-        flair: (3, H, W, S) float16; masks: (6, H, W, S) int8; where the file has it, futures: (H, W, S) float16 in
-        [0, 1], the fraction of a patient's possible outcomes in which a voxel is NET2.
+        flair: (3, H, W, S) float16; masks: (6, H, W, S) int8; where the file has it, expected: (H, W, S) float16 in
+        [0, 1], the probability of NET2 at each voxel for a forecaster that knows the simulation.
 
     Raises:
         InputError: no slab that can be read, one of another grid, or w000 is to be dropped.
@@ -54,7 +54,7 @@ def load_slab(file: Path, grid: SlabGrid, drop_visits: Sequence[str] = ()) -> di
         raise InputError("a slab cannot do without w000", "use a data set of NIfTI files", case=case, file=file)
     compact, spacing_mm = _read(file)
     shapes = {kind: tuple(values.shape) for kind, values in compact.items()}
-    wanted = {"flair": (3, *grid.shape), "masks": (6, *grid.shape), "futures": tuple(grid.shape)}
+    wanted = {"flair": (3, *grid.shape), "masks": (6, *grid.shape), "expected": tuple(grid.shape)}
     if spacing_mm != tuple(grid.spacing_mm) or any(shape != wanted[kind] for kind, shape in shapes.items()):
         problem = f"its grid is {shapes['flair'][1:]} of {spacing_mm} mm, not {grid.shape} of {grid.spacing_mm} mm"
         raise InputError(problem, "use its grid, or a data set of NIfTI files", case=case, file=file)

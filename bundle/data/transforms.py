@@ -9,6 +9,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
+from bundle.brightness import compress_bright
 from bundle.data.bids import CONDITION, OUTCOME, VISITS, Case, find_case, ignored_files, session_labels
 from bundle.data.brain import estimate_brain
 from bundle.data.grid import SlabGrid, is_too_fine, read_linearly, slab_centre, to_slab
@@ -19,7 +20,7 @@ from bundle.data.volumes import check_same_grid, has_orientation, read_flair, re
 from bundle.errors import InputError
 from bundle.lesions import Volume, voxel_volume_mm3
 
-_RANGE = (1.0, 99.5)  # percentiles of the brain of w000 that become -1 and 1
+_RANGE = (1.0, 99.5)  # percentiles of the brain of w000 that become -1 and 1 before bright values are compressed
 _QUARTILES = (25.0, 75.0)
 
 
@@ -30,8 +31,8 @@ class LoadCased(MapTransform):
     Scanner gain differs between visits: with w000's range alone, tissue that did not change differs by .28
     in real patients and .44 in simulated ones. So each visit's FLAIR is first mapped linearly to w000's quartiles
     (.01 and .02 remain; percentiles of each visit's own leave .07 and .05 and change with the lesion load). Then w000's
-    brain percentiles 1 and 99.5 become -1 and 1; beyond is clipped, outside the brain is -1. Masks: each lesion keeps
-    its volume (`bundle.data.masks`).
+    brain percentiles 1 and 99.5 become -1 and 1, and bright values are compressed (`bundle.brightness`); outside the
+    brain FLAIR is -1. Masks: each lesion keeps its volume (`bundle.data.masks`).
 
     Args:
         keys: holds the patient's folder or a file in it.
@@ -261,21 +262,23 @@ class CompactCased(MapTransform):
         return {"flair": volumes[flair].half(), "masks": volumes[~flair].to(torch.int8)}
 
 
-def expand_case(compact: Mapping[str, torch.Tensor], arm: int, mean_outcome: bool = False) -> dict[str, torch.Tensor]:
+def expand_case(
+    compact: Mapping[str, torch.Tensor], arm: int, expected_outcome: bool = False
+) -> dict[str, torch.Tensor]:
     """The output of `CompactCased` as image (8, H, W, S) and, if there was an outcome, target (2, H, W, S), float32.
 
     Args:
         compact: of `CompactCased` or `bundle.data.slab_file.load_slab`.
         arm: class index.
-        mean_outcome: NET2 of the target is the mean of all outcomes of a simulated patient, where several are known.
+        expected_outcome: NET2 of the target is its expected value, where it is known (a simulated patient's may be).
     """
     flair, masks = compact["flair"].float(), compact["masks"].float()
     plane = torch.full_like(flair[:1], arm)
     expanded = {"image": torch.cat([flair[:1], masks[:2], flair[1:2], masks[2:5], plane])}
     if len(flair) > 2:
         net2 = masks[5:]
-        if mean_outcome and "futures" in compact:
-            net2 = 2 * compact["futures"].float()[None] - 1
+        if expected_outcome and "expected" in compact:
+            net2 = 2 * compact["expected"].float()[None] - 1
         expanded["target"] = torch.cat([flair[2:], net2])
     return expanded
 
@@ -335,7 +338,7 @@ def normalised(
     for name, flair in flairs.items():
         q1, q3 = quartiles[name]
         as_first = first_q1 + (flair - q1) * (first_q3 - first_q1) / (q3 - q1)
-        scaled[name] = np.where(brain, np.clip((as_first - low) / (high - low) * 2 - 1, -1, 1), -1)
+        scaled[name] = np.where(brain, compress_bright((as_first - low) / (high - low) * 2 - 1), -1)
     return scaled
 
 

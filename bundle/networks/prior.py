@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bundle.arms import CLASSES, NULL_ARM
+from bundle.brightness import expand_bright
 from bundle.networks.loads import euler_number, lesion_loads
 
 # Of the images: FLAIR, T2 and gadolinium lesions of w000; the same of w048, and NET2.
@@ -20,7 +21,7 @@ NUM_VOLUMES = 7
 _NUM_PLANES = NUM_VOLUMES + 1 + 5 + 3  # see `_planes`
 _NUM_DENSITIES = 6
 _MASKS = (1, 2, 4, 5, 6)
-_BRIGHTNESS = (0.5, 0.7, 0.9)  # of old lesions, in the range of FLAIR
+_BRIGHTNESS = (2, 2.5, 3, 3.5, 4, 4.5)  # of old lesions, in interquartile ranges above the brain's median
 _NUM_SUMMARY = 2 * NUM_VOLUMES + len(_MASKS) + 2 * len(_BRIGHTNESS)  # see `_summary`
 _DENSITY_MM = ((3, 5, 5), (7.5, 12, 12), (15, 28, 28))  # standard deviations along S, H, W
 _CELL_MM = (3, 4, 4)  # of the densities, which are at half the resolution in plane
@@ -32,13 +33,14 @@ _OUTSIDE = 6.0  # less half log-odds outside the brain
 class PriorNetwork(nn.Module):
     """A small 3D UNet with a population's frequency map as offset.
 
-    It works on cells of 2 x 2 voxels in plane, and gives each voxel features of its own at the end.
+    It works on cells of 2 x 2 voxels in plane, and on voxels at the end.
 
     Args:
         channels: width of each level; between two the resolution is halved along all axes.
+        num_blocks: blocks of each level, on the way down and on the way up.
         context_channels: width of the summary of the whole patient (arm, loads and numbers of lesions, pooled features)
             that steers the way up.
-        voxel_channels: features that each voxel of a cell gets.
+        voxel_channels: features that each voxel of a cell gets, and width of the block that works on voxels.
 
     Attributes:
         map_shape: S, H, W of the population's map, in coordinates of the brain.
@@ -47,17 +49,20 @@ class PriorNetwork(nn.Module):
     map_shape = _MAP_SHAPE
 
     def __init__(
-        self, channels: Sequence[int] = (24, 48, 64), context_channels: int = 64, voxel_channels: int = 12
+        self,
+        channels: Sequence[int] = (32, 64, 96),
+        num_blocks: int = 2,
+        context_channels: int = 64,
+        voxel_channels: int = 16,
     ) -> None:
         super().__init__()
-        self.arguments = {"channels": tuple(channels), "context_channels": context_channels}
-        self.arguments["voxel_channels"] = voxel_channels
-        self.stem = nn.Conv3d(4 * _NUM_PLANES + _NUM_DENSITIES, channels[0], 1)
+        self.stem = Conv3d(4 * _NUM_PLANES + _NUM_DENSITIES, channels[0], 1)
         widths = [channels[0], *channels]
         # The first level has most of the voxels: smaller kernels there.
         point, flat, cube = (1, 1, 1), (1, 3, 3), (3, 3, 3)
         self.down = nn.ModuleList(
-            Block(a, b, cube if level else flat, cube) for level, (a, b) in enumerate(zip(widths, widths[1:]))
+            nn.Sequential(*(Block(b if n else a, b, cube if level else flat, cube) for n in range(num_blocks)))
+            for level, (a, b) in enumerate(zip(widths, widths[1:]))
         )
         self.context = nn.Sequential(
             nn.Linear(2 * channels[-1] + len(CLASSES) + _NUM_SUMMARY, context_channels),
@@ -66,16 +71,21 @@ class PriorNetwork(nn.Module):
             nn.SiLU(),
         )
         self.up = nn.ModuleList(
-            Block(a + b, b, flat if level else point, cube if level else flat, context_channels)
+            nn.ModuleList(
+                Block(b if n else a + b, b, flat if level else point, cube if level else flat, context_channels)
+                for n in range(num_blocks)
+            )
             for level, (a, b) in reversed(list(enumerate(zip([*channels[1:], 0], channels))))
         )
-        self.to_voxels = nn.Conv3d(channels[0], 4 * voxel_channels, 1)
-        self.mixed = nn.Conv3d(voxel_channels + _NUM_PLANES, 16, 1)
-        self.film = zero_linear(context_channels, 2 * 16)
-        self.last = nn.Conv3d(16, 1, 1)
+        self.to_voxels = Conv3d(channels[0], 4 * voxel_channels, 1)
+        self.voxels = Block(voxel_channels + _NUM_PLANES, voxel_channels, cube, cube, context_channels)
+        self.last = Conv3d(voxel_channels, 1, 1)
+        # Enlargements begin beside bright lesions: too rare for the layers above to learn it soon.
+        self.rim = Conv3d(2 * len(_BRIGHTNESS), 1, 1, bias=False)
         self.level = zero_linear(context_channels, 1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
+        nn.init.zeros_(self.rim.weight)
         # Half the log-odds of NET2 in a population, in coordinates of the brain.
         self.register_buffer("population", torch.full((1, 1, *_MAP_SHAPE), -4.0))
 
@@ -86,29 +96,34 @@ class PriorNetwork(nn.Module):
             volumes: (B, 7, S, H, W), an unknown one is all 0; H is left to right. H and W are even.
             arm: (B,) class indices.
         """
-        with torch.no_grad():
+        # bf16 would be too coarse for coordinates.
+        with torch.no_grad(), torch.autocast(volumes.device.type, enabled=False):
             brain = brain_of(volumes)
+            volumes = _linear(volumes)
             coordinates = brain_coordinates(brain)
             planes = torch.cat([volumes, _touching(volumes), coordinates], dim=1)
-            densities, numbers = _densities(volumes), _summary(volumes)
+            brightness = _brightness(volumes, brain)
+            densities, numbers, rim = _densities(volumes), _summary(volumes, brightness), _rim(volumes, brightness)
             offset = sample_map(self.population.to(volumes.dtype), coordinates)[:, 0] - _OUTSIDE * (1 - brain[:, 0])
         x = self.stem(_channels_last(torch.cat([_to_cells(planes), densities], dim=1)))
         skips = []
-        for level, block in enumerate(self.down):
-            x = block(F.avg_pool3d(x, 2, ceil_mode=True) if level else x)
+        for level, blocks in enumerate(self.down):
+            x = blocks(F.avg_pool3d(x, 2, ceil_mode=True) if level else x)
             skips.append(x)
         one_hot = F.one_hot(arm, len(CLASSES)).to(x.dtype)
         summary = [x.mean((2, 3, 4)), x.amax((2, 3, 4)), one_hot, numbers.to(x.dtype)]
         context = self.context(torch.cat(summary, dim=1))
-        x = self.up[0](skips.pop(), context)
-        for block in self.up[1:]:
-            skip = skips.pop()
-            x = F.interpolate(x, size=skip.shape[2:], mode="trilinear")
-            x = block(torch.cat([x, skip], dim=1), context)
-        voxels = torch.cat([_to_voxels(self.to_voxels(x)), planes.to(x.dtype)], dim=1)
-        scale, shift = self.film(context)[:, :, None, None, None].chunk(2, dim=1)
-        x = F.silu(self.mixed(_channels_last(voxels)) * (1 + scale) + shift)
-        return (self.last(x)[:, 0] + self.level(context)[:, :, None, None]).float() + offset
+        x = skips.pop()
+        for level, blocks in enumerate(self.up):
+            if level:
+                skip = skips.pop()
+                x = torch.cat([F.interpolate(x, size=skip.shape[2:], mode="trilinear"), skip], dim=1)
+            for block in blocks:
+                x = block(x, context)
+        x = torch.cat([_to_voxels(self.to_voxels(x)), planes.to(x.dtype)], dim=1)
+        x = self.voxels(x, context)
+        x = (self.last(x) + self.rim(_channels_last(rim)))[:, 0]
+        return (x + self.level(context)[:, :, None, None]).float() + offset
 
     @torch.no_grad()
     def start_from_population(self, frequency: Tensor) -> None:
@@ -149,6 +164,16 @@ class PriorAlone(nn.Module):
         self.prior.start_from_population(frequency)
 
 
+class Conv3d(nn.Conv3d):
+    """nn.Conv3d that a CPU computes as fast for one sample as for several: torch takes a path three times as slow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or len(x) > 1 or x.dtype != torch.float32 or torch.jit.is_tracing():
+            return super().forward(x)
+        settings = self.padding, self.stride, self.dilation, self.groups
+        return torch.mkldnn_convolution(x, self.weight, self.bias, *settings)
+
+
 class Block(nn.Module):
     """Two 3D convolutions with group norms, the second steered by the context and skipped: (B, a, ...) -> (B, b, ...).
 
@@ -162,15 +187,15 @@ class Block(nn.Module):
         self, inputs: int, outputs: int, first: Sequence[int], second: Sequence[int], context_channels: int = 0
     ) -> None:
         super().__init__()
-        self.first = nn.Conv3d(inputs, outputs, tuple(first), padding=tuple(k // 2 for k in first))
-        self.second = nn.Conv3d(outputs, outputs, tuple(second), padding=tuple(k // 2 for k in second))
+        self.first = Conv3d(inputs, outputs, tuple(first), padding=tuple(k // 2 for k in first))
+        self.second = Conv3d(outputs, outputs, tuple(second), padding=tuple(k // 2 for k in second))
         groups = math.gcd(outputs, 4)
         self.first_norm, self.second_norm = nn.GroupNorm(groups, outputs), nn.GroupNorm(groups, outputs)
         self.film = zero_linear(context_channels, 2 * outputs) if context_channels else None
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        x = F.silu(self.first_norm(self.first(x)))
-        change = self.second_norm(self.second(x))
+        x = F.silu(self.first_norm(self.first(_channels_last(x))))
+        change = self.second_norm(self.second(_channels_last(x)))
         if self.film is not None and context is not None:
             scale, shift = self.film(context)[:, :, None, None, None].chunk(2, dim=1)
             change = change * (1 + scale) + shift
@@ -277,14 +302,36 @@ def _densities(volumes: Tensor) -> Tensor:
     return (5 * torch.cat(smooth, dim=1)).log1p()
 
 
-def _summary(volumes: Tensor) -> Tensor:
-    """(B, 25): loads of all volumes, numbers of lesions of each mask, and of bright ones at each visit, as log(1 + n).
+def _brightness(volumes: Tensor, brain: Tensor) -> Tensor:
+    """FLAIR of both visits in interquartile ranges above the brain's median: (B, 2, S, H, W); 0 where it is unknown.
+
+    Lesions hardly change the quartiles, so a lesion of some kind has the same value in patients with few and many.
+    """
+    flair = volumes[:, [0, 3]]
+    tissue = flair.masked_fill(brain == 0, math.nan).flatten(2)
+    q1, median, q3 = tissue.nanquantile(tissue.new_tensor([0.25, 0.5, 0.75]), dim=2)[:, :, :, None, None, None]
+    return (flair - median) / (q3 - q1).clamp(min=0.05)
+
+
+def _rim(volumes: Tensor, brightness: Tensor) -> Tensor:
+    """(B, 12, S, H, W): around old lesions, how bright the brightest voxel they touch is, as soft steps.
+
+    At w048, and the less bright of both visits: what is bright at both is no noise.
+    """
+    lesion = (volumes[:, [1, 4, 6]] > 0).any(1, keepdim=True).to(volumes.dtype)
+    shown = torch.cat([brightness[:, 1:], brightness.amin(1, keepdim=True)], dim=1).clamp(min=0)
+    around = neighbourhood_max(lesion * shown) * (1 - lesion)
+    return torch.cat([torch.sigmoid(5 * (around - level)) * (around > 0) for level in _BRIGHTNESS], dim=1)
+
+
+def _summary(volumes: Tensor, brightness: Tensor) -> Tensor:
+    """(B, 31): loads of all volumes, numbers of lesions of each mask, and of bright ones at each visit, as log(1 + n).
 
     Activity differs between patients more than anything else, and numbers of lesions tell it better than volumes do.
     """
     masks = (volumes[:, _MASKS] > 0).to(volumes.dtype)  # (B, 5, S, H, W)
     old = ((volumes[:, 1:2] > 0) | (volumes[:, 4:5] > 0)).to(volumes.dtype)
-    bright = [old * ((volumes[:, v : v + 1] + 1) / 2 > level) for v in (0, 3) for level in _BRIGHTNESS]
+    bright = [old * (brightness[:, v : v + 1] > level) for v in (0, 1) for level in _BRIGHTNESS]
     numbers = euler_number(torch.cat([masks, *bright], dim=1)).clamp(min=0).log1p()
     return torch.cat([lesion_loads(volumes), numbers], dim=1)
 
@@ -294,6 +341,12 @@ def neighbourhood_max(x: Tensor) -> Tensor:
     plane = F.max_pool2d(x.flatten(1, 2), 3, stride=1, padding=1).unflatten(1, x.shape[1:3])
     padded = F.pad(plane, (0, 0, 0, 0, 1, 1))
     return torch.maximum(torch.maximum(padded[:, :, :-2], padded[:, :, 2:]), plane)
+
+
+def _linear(volumes: Tensor) -> Tensor:
+    """The volumes with linear FLAIR, which may be greater than 1."""
+    is_flair = torch.tensor([index not in _MASKS for index in range(NUM_VOLUMES)], device=volumes.device)
+    return torch.where(is_flair[:, None, None, None], expand_bright(volumes), volumes)
 
 
 def _to_cells(x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from bundle.arms import CLASSES
+from bundle.brightness import expand_bright
 from bundle.diffusion.schedules import alpha_sigma, expand_to
 from bundle.errors import InputError
 from bundle.networks.loads import ArmAndLoads, lesion_loads
@@ -69,7 +70,7 @@ class ForecastNetwork(nn.Module):
         conditioning_channels: int = 96,
         local_channels: int = 16,
         with_loads: bool = True,
-        prior_channels: Sequence[int] = (),
+        prior_channels: Sequence[int] = (32, 64, 96),
         with_control: bool = True,
         gradient_checkpointing: bool = False,
     ) -> None:
@@ -163,6 +164,9 @@ class ForecastNetwork(nn.Module):
             encoded["prior"] = self.prior(images.unflatten(1, (self.image_contrasts, -1)), known_arm(arm))
         if self.with_loads:
             encoded["loads"] = lesion_loads(images.unflatten(1, (self.image_contrasts, -1)))
+        if self.controlnet is not None or self.local is not None:
+            # How bright the brightest lesions are is for the prior to read: the others see FLAIR linear and clipped.
+            images = expand_bright(images).clamp(max=1)
         if self.controlnet is not None:
             encoded["embedding"] = self.image_embedding(F.pixel_unshuffle(images, self.patch_size))
         if self.local is not None:

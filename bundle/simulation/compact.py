@@ -13,18 +13,21 @@ from bundle.simulation.patient import Patient
 _LABELS = {"t2": "T2lesion", "gd": "Gdlesion", "net2": "NET2"}
 
 
-def compact_patient(patient: Patient, name: str, grid: SlabGrid) -> dict[str, torch.Tensor]:
+def compact_patient(
+    patient: Patient, name: str, grid: SlabGrid, expected: np.ndarray | None = None
+) -> dict[str, torch.Tensor]:
     """What `CompactCased` keeps of the patient's files once `LoadCased` has read them, value by value.
 
     Args:
         patient: simulated.
         name: participant label, for what is printed if the scan is unusable.
         grid: of the model.
+        expected: `SHAPE`, P(NET2 at w096) of every voxel, to be kept too.
 
     Returns:
         flair: (3, H, W, S) float16, w000, w048 and w096; masks: (6, H, W, S) int8 in {-1, 0, 1}, in the order of
-        `CONDITION` and `OUTCOME`, 0 for a mask that is missing. Where the patient has further futures: futures
-        (H, W, S) float16, the fraction of all its outcomes, that of w096 included, in which a voxel is NET2.
+        `CONDITION` and `OUTCOME`, 0 for a mask that is missing; expected: (H, W, S) float16, if it was given, 0 outside
+        the brain.
     """
     brain = patient.brain["w048"]
     affine = grid.affine(slab_centre(brain, AFFINE, grid))
@@ -43,7 +46,7 @@ def compact_patient(patient: Patient, name: str, grid: SlabGrid) -> dict[str, to
     scaled = normalised(flairs, inside, name, dict.fromkeys(flairs, ""))
     flair = torch.from_numpy(np.stack(list(scaled.values())).astype(np.float32)).half()
     compact = {"flair": flair, "masks": torch.from_numpy(np.stack(masks).astype(np.int8))}
-    if patient.futures:
-        outcomes = [masks[-1] > 0] + [mask_to_slab(mask, AFFINE, affine, grid) for mask in patient.futures]
-        compact["futures"] = torch.from_numpy(np.mean(outcomes, axis=0)).half()
+    if expected is not None:
+        on_slab = np.where(inside, to_slab(expected, AFFINE, affine, grid), 0).clip(0, 1)
+        compact["expected"] = torch.from_numpy(on_slab.astype(np.float32)).half()
     return compact

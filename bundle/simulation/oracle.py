@@ -1,8 +1,8 @@
 """The Bayes-optimal forecaster of the simulated trial: the ceiling that no model can pass."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 
 import numpy as np
 from scipy.special import gammaln
@@ -13,7 +13,8 @@ from bundle.simulation.covariates import CovariateModel, durations_of
 from bundle.simulation.drawing import FREE, Surroundings, form_lesions, grow
 from bundle.simulation.events import Event, net2_volume_mm3
 from bundle.simulation.footprint import lesion_footprint
-from bundle.simulation.observation import Observation
+from bundle.simulation.observation import Observation, observe
+from bundle.simulation.patient import Patient
 from bundle.simulation.protocol import MONTHS, PATIENTS_PER_ARM, PRESETS, WEEKS_PER_MONTH, Protocol
 
 MAX_COUNT = 256  # the last entry of a count distribution means "this many or more"
@@ -249,6 +250,17 @@ class Oracle:
                 for s in smouldering
             ]
         )
+
+
+def oracle_forecast(patient: Patient, protocol: Protocol) -> OracleForecast:
+    """The oracle's forecast of a patient in memory, from perfect reading of everything up to w048."""
+    seen = observe(patient.history, patient.arm, protocol)
+    return _oracle_of(protocol)(replace(seen, anatomy=patient.anatomy, status=patient.status["w048"]), patient.arm)
+
+
+@cache
+def _oracle_of(protocol: Protocol) -> Oracle:
+    return Oracle(protocol)
 
 
 def poisson_mixture(mean: np.ndarray, weights: np.ndarray) -> np.ndarray:

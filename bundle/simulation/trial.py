@@ -25,10 +25,12 @@ from bundle.simulation.compact import compact_patient
 from bundle.simulation.covariates import COLUMNS
 from bundle.simulation.disease import patient_history
 from bundle.simulation.events import History, assigned_arm
+from bundle.simulation.oracle import oracle_forecast
 from bundle.simulation.patient import Patient, simulate_patient
-from bundle.simulation.protocol import PRESETS
+from bundle.simulation.protocol import PRESETS, Protocol
 
 VERSION = "3"
+MIXED = "mixed"
 DERIVATIVES = ("lesions", "brain", "synthseg", "truth")
 
 
@@ -40,7 +42,7 @@ def simulate_trial(
     workers: int | None = None,
     preset: str = "trial",
     compact: bool = False,
-    futures: int = 0,
+    expected: bool = False,
 ) -> Path:
     """Writes a simulated trial: FLAIR, lesion masks, brain mask, segmentation, tables, and the truth in a sidecar.
 
@@ -52,9 +54,9 @@ def simulate_trial(
         patients: how many, from `sub-0001` on.
         seed: of the trial.
         workers: processes; None takes all cores.
-        preset: of `bundle.simulation.protocol.PRESETS`.
+        preset: of `bundle.simulation.protocol.PRESETS`; with `compact` also "mixed" (`protocol_of`), for training.
         compact: in place of all volumes one file a patient on the lite model's grid (`bundle.data.slab_file`).
-        futures: with `compact`, further outcomes of each patient whose mean is stored too.
+        expected: with `compact`, store P(NET2 at w096) of every voxel too, as the oracle forecasts it.
 
     Returns:
         `out`.
@@ -63,29 +65,40 @@ def simulate_trial(
         InputError: an argument is out of range, or `out` holds something else or cannot be written.
     """
     workers = os.cpu_count() if workers is None else workers
-    numbers = (("patients", patients, 1), ("seed", seed, 0), ("workers", workers, 1), ("futures", futures, 0))
-    for name, value, least in numbers:
+    for name, value, least in (("patients", patients, 1), ("seed", seed, 0), ("workers", workers, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise InputError(
                 f"--{name} {value!r} is not a whole number of {least} or more", f"give e.g. --{name} {max(least, 10)}"
             )
-    if preset not in PRESETS:
-        raise InputError(f"--preset {preset!r} is none of {', '.join(PRESETS)}", "give one of them")
-    if not isinstance(compact, bool):
-        raise InputError(f"--compact {compact!r} is neither True nor False", "give --compact alone, or leave it out")
-    if futures and not compact:
-        raise InputError(f"--futures {futures} without --compact", "volumes hold one outcome: give --compact too")
-    out, protocol = Path(str(out)), PRESETS[preset]
-    form = Form(preset, compact, futures)
+    if preset not in PRESETS and preset != MIXED:
+        raise InputError(f"--preset {preset!r} is none of {', '.join([*PRESETS, MIXED])}", "give one of them")
+    if preset == MIXED and not compact:
+        raise InputError(f"--preset {MIXED} without --compact", "it is made for training: give --compact too")
+    for name, value in (("compact", compact), ("expected", expected)):
+        if not isinstance(value, bool):
+            raise InputError(f"--{name} {value!r} is neither True nor False", f"give --{name} alone, or leave it out")
+    if expected and not compact:
+        raise InputError("--expected without --compact", "give --compact too")
+    out = Path(str(out))
+    form = Form(preset, compact, expected)
     _open_dataset(out, seed, form)
     try:
         _write_missing(out, patients, seed, workers, form)
-        rows = [_row(i, assigned_arm(seed, i), patient_history(seed, i, protocol)) for i in range(patients)]
+        rows = [
+            _row(i, assigned_arm(seed, i), patient_history(seed, i, protocol_of(preset, i))) for i in range(patients)
+        ]
         header = "\t".join(["participant_id", "treatment_arm", *COLUMNS]) + "\n"
         write_together(out, {"participants.tsv": "".join([header, *rows]).encode()})
     except OSError as error:
         raise InputError(f"stopped ({error})", "make room and call again: it goes on from here", file=out) from error
     return out
+
+
+def protocol_of(preset: str, index: int) -> Protocol:
+    """The protocol of patient `index` (from 0): of "mixed", two patients of "trial", then one of "clinic"."""
+    if preset == MIXED:
+        preset = "clinic" if index % 3 == 2 else "trial"
+    return PRESETS[preset]
 
 
 def participant(index: int) -> str:
@@ -99,7 +112,7 @@ class Form:
 
     preset: str = "trial"
     compact: bool = False
-    futures: int = 0
+    expected: bool = False
 
 
 def write_patient(out: Path, seed: int, index: int, form: Form = Form()) -> None:
@@ -108,8 +121,13 @@ def write_patient(out: Path, seed: int, index: int, form: Form = Form()) -> None
     partial_copy = out / f".{name}.partial"
     shutil.rmtree(partial_copy, ignore_errors=True)
     partial_copy.mkdir()  # a disk that refuses does so before the work
-    patient = simulate_patient(seed, index, PRESETS[form.preset], form.futures)
-    files = compact_files(patient, name) if form.compact else patient_files(patient, name)
+    protocol = protocol_of(form.preset, index)
+    patient = simulate_patient(seed, index, protocol)
+    if form.compact:
+        expected = oracle_forecast(patient, protocol).heatmap if form.expected else None
+        files = compact_files(patient, name, expected)
+    else:
+        files = patient_files(patient, name)
     for file, content in files.items():
         write_together((partial_copy / file).parent, {Path(file).name: content})
     derivatives = [Path("derivatives") / d / name for d in DERIVATIVES]
@@ -136,10 +154,10 @@ def patient_files(patient: Patient, name: str) -> dict[str, bytes]:
     return files
 
 
-def compact_files(patient: Patient, name: str) -> dict[str, bytes]:
+def compact_files(patient: Patient, name: str, expected: np.ndarray | None = None) -> dict[str, bytes]:
     """Likewise, with one file on the lite model's grid in place of the volumes."""
     grid = SlabGrid()
-    slab = slab_bytes(compact_patient(patient, name, grid), grid)
+    slab = slab_bytes(compact_patient(patient, name, grid, expected), grid)
     return _tables(patient, name) | {f"{name}/{name}_slab.npz": slab}
 
 
@@ -190,7 +208,7 @@ def _open_dataset(out: Path, seed: int, form: Form) -> None:
         "Seed": seed,
         "Preset": form.preset,
         "Compact": form.compact,
-        "Futures": form.futures,
+        "Expected": form.expected,
     }
     content = {
         "Name": "Simulated trial of new and enlarging T2 lesions in multiple sclerosis",

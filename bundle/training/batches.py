@@ -55,8 +55,12 @@ class IterationBatches(Sampler[list[int]]):
 class PatientLoader(DataLoader):
     """A DataLoader whose worker processes end with their parent and hand an `InputError` over as one."""
 
-    def __init__(self, dataset: Dataset, **settings: Any) -> None:
-        super().__init__(_Readable(dataset), collate_fn=_collate, worker_init_fn=end_with_parent, **settings)
+    def __init__(self, dataset: Dataset, num_workers: int = 0, **settings: Any) -> None:
+        if getattr(dataset, "keep_on", None) is not None:
+            num_workers = 0  # what this process keeps, others would keep again
+        super().__init__(
+            _Readable(dataset), num_workers=num_workers, collate_fn=_collate, worker_init_fn=end_with_parent, **settings
+        )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in super().__iter__():

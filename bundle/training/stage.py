@@ -70,6 +70,8 @@ class Stage:
         self.network = DistributedDataParallel(network) if distributed.is_initialized() else network
         self.average = moving_average(network)
         num_iterations = num_epochs * recipe.epoch_length
+        if dataset.keep_on is not None:
+            dataset.keep_all(recipe.num_workers)
         self.loader = training_loader(dataset, recipe.batch_size, num_iterations, recipe.seed, recipe.num_workers)
         groups = parameter_groups(network, recipe.local_learning_rate)
         self.optimizer = torch.optim.AdamW(groups, recipe.learning_rate, weight_decay=recipe.weight_decay)
@@ -128,7 +130,7 @@ def _data_settings(dataset: CachedCases) -> dict[str, Any]:
     data = {
         "patients": f"{len(cases)} ({digest_of(cases)})",
         "drop_visits": list(dataset.load.drop_visits),
-        "mean_outcome": dataset.mean_outcome,
+        "expected_outcome": dataset.expected_outcome,
     }
     return data | dict(flat_settings("grid", dataset.load.grid))
 

@@ -1,4 +1,5 @@
 import os
+import shutil
 
 import nibabel as nib
 import pytest
@@ -8,6 +9,7 @@ from bundle.data.cache import CachedCases, cached_dataset
 from bundle.data.grid import SlabGrid
 from bundle.data.transforms import LoadCased
 from bundle.errors import InputError
+from bundle.training.batches import PatientLoader
 
 GRID = SlabGrid((6, 6, 3), (24, 28, 15))
 
@@ -53,6 +55,19 @@ def test_each_file_is_decoded_once_and_never_again(items, tmp_path, decoded):
     for before, index in zip(first, range(3)):
         assert all(torch.equal(again[index][key], before[key]) for key in ("image", "target"))
     assert len(decoded) == 30
+
+
+def test_what_is_kept_in_memory_is_read_once_and_without_the_cache(items, tmp_path, decoded):
+    plain = cached_dataset(items, GRID, tmp_path / "plain")
+    dataset = cached_dataset(items, GRID, tmp_path / "cache", keep_on="cpu")
+    dataset.keep_all(num_threads=2)
+    shutil.rmtree(tmp_path / "cache")
+    decoded.clear()
+    for index in range(len(items)):
+        one, other = plain[index], dataset[index]
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in ("image", "target"))
+    assert PatientLoader(dataset, num_workers=2, batch_size=1).num_workers == 0
 
 
 def test_labels_are_not_cached(items, tmp_path, decoded):

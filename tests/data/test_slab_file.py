@@ -32,15 +32,15 @@ def test_what_is_written_is_read(slab, compact):
     assert is_active(slab)
 
 
-def test_the_mean_of_several_futures_is_a_target_for_whoever_asks(compact, slab, tmp_path):
-    futures = torch.zeros(GRID.shape, dtype=torch.float16)
-    futures[3, 4, 5] = 0.25
-    slab.write_bytes(slab_bytes(compact | {"futures": futures}, GRID))
-    assert torch.equal(load_slab(slab, GRID)["futures"], futures)
+def test_the_expected_outcome_is_a_target_for_whoever_asks(compact, slab, tmp_path):
+    expected = torch.zeros(GRID.shape, dtype=torch.float16)
+    expected[3, 4, 5] = 0.25
+    slab.write_bytes(slab_bytes(compact | {"expected": expected}, GRID))
+    assert torch.equal(load_slab(slab, GRID)["expected"], expected)
     items = [{"image": str(slab.parent), "arm": "avonex", "active": True}]
-    one, mean = (cached_dataset(items, GRID, tmp_path, mean_outcome=asked)[0]["target"] for asked in (False, True))
+    one, mean = (cached_dataset(items, GRID, tmp_path, expected_outcome=asked)[0]["target"] for asked in (False, True))
     assert torch.equal(one[0], mean[0]) and torch.equal(one[1], compact["masks"][5].float())
-    assert torch.equal(mean[1], 2 * futures.float() - 1)
+    assert torch.equal(mean[1], 2 * expected.float() - 1)
 
 
 def test_a_patient_has_a_slab_only_without_volumes(slab, patient):

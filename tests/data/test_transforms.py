@@ -7,6 +7,7 @@ import pytest
 import torch
 from monai.data import DataLoader, Dataset, decollate_batch
 
+from bundle.brightness import compress_bright
 from bundle.data.bids import CONDITION
 from bundle.data.grid import SlabGrid, to_slab
 from bundle.data.masks import mask_to_slab
@@ -39,7 +40,7 @@ def test_the_image_is_the_contract(patient):
             np.testing.assert_array_equal(channel(loaded, name), pooled(patient.read(name)) * 2 - 1)
     first = pooled(patient.read("flair_w000").astype(float))
     low, high = np.percentile(first[inside], [1, 99.5])
-    expected = np.where(inside, np.clip((first - low) / (high - low) * 2 - 1, -1, 1), -1)
+    expected = np.where(inside, compress_bright((first - low) / (high - low) * 2 - 1), -1)
     np.testing.assert_allclose(channel(loaded, "flair_w000"), expected, atol=1e-5)
     assert (loaded["image"][7] == 2).all() and loaded["arm"] == 2 and loaded["case"] == "sub-0001"
     np.testing.assert_array_equal(loaded["target"][1].numpy(), pooled(patient.read("net2_w096")) * 2 - 1)
@@ -59,7 +60,7 @@ def test_the_image_is_bit_by_bit_that_of_its_parts(patient):
     first = quartiles[0]
     for (name, slab), (q1, q3) in zip(slabs.items(), quartiles):
         same = first[0] + (slab - q1) * (first[1] - first[0]) / (q3 - q1)
-        expected = np.where(inside, np.clip((same - low) / (high - low) * 2 - 1, -1, 1), -1).astype(np.float32)
+        expected = np.where(inside, compress_bright((same - low) / (high - low) * 2 - 1), -1).astype(np.float32)
         found = loaded["target"][0].numpy() if name == "flair_w096" else channel(loaded, name)
         np.testing.assert_array_equal(found, expected)
     for name in ("t2_w000", "gd_w048", "net2_w048"):

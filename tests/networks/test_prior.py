@@ -4,9 +4,12 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
 
+from bundle.brightness import compress_bright
 from bundle.networks.prior import (
     PriorAlone,
     PriorNetwork,
+    _brightness,
+    _rim,
     blur,
     brain_coordinates,
     brain_of,
@@ -107,6 +110,58 @@ def test_trained_it_reads_every_volume_and_the_arm():
         other[0, volume, 3, 10, 12] = 0.9
         assert (network(other, arm) - half).abs().max() > 1e-4, volume
     assert (network(volumes, torch.tensor([2])) - half).abs().max() > 1e-4
+
+
+def test_lesions_brighter_than_all_other_tissue_are_told_apart():
+    """The input is compressed there; a network that saw no more than it would not tell them."""
+    network, brain = randomised(prior()), box((0, 4, 6), (6, 20, 26))
+    halves = []
+    for linear in (1.0, 1.8):
+        volumes = volumes_of(brain)
+        volumes[0, [1, 4], 3, 10:12, 12:14] = 1
+        volumes[0, [0, 3], 3, 10:12, 12:14] = float(compress_bright(np.array(linear)))
+        halves.append(network(volumes, torch.tensor([1])))
+    assert (halves[1] - halves[0]).abs().max() > 1e-3
+
+
+def test_brightness_does_not_depend_on_gain_or_load_and_is_0_where_flair_is_unknown():
+    brain = box((0, 4, 6), (6, 20, 26)).float()
+    tissue = torch.where(brain > 0, 0.2 * torch.randn(1, 1, S, H, W), -1.0)
+    tissue[0, 0, 3, 10:12, 12:14] = 2.0
+    loaded = tissue.clone()
+    loaded[0, 0, 3, 14:16, 12:14] = 2.0
+    values = []
+    for flair in (tissue, 0.1 + 0.5 * tissue, loaded):
+        volumes = torch.cat([flair, torch.zeros(1, 6, S, H, W)], dim=1)
+        one, other = _brightness(volumes, brain)[0]
+        assert not other.any()
+        values.append(one[3, 11, 13].item())
+    assert values[0] == pytest.approx(values[1], rel=1e-4) and values[0] == pytest.approx(values[2], rel=0.05)
+
+
+def test_around_a_lesion_as_bright_as_it_is_at_both_visits():
+    volumes = volumes_of(box((0, 4, 6), (6, 20, 26)))
+    volumes[0, 4, 3, 10:12, 12:14] = 1
+    brightness = torch.zeros(1, 2, S, H, W)
+    brightness[0, 0, 3, 10, 12], brightness[0, 1, 3, 10, 12] = 3.2, 5.0
+    brightness[0, 1, 3, 14, 20] = 9.0  # no lesion
+    steps = _rim(volumes, brightness)
+    assert steps.shape == (1, 12, S, H, W) and not steps[0, :, 3, 10:12, 12:14].any()  # beside, not in it
+    now, both = steps[0, 0::2, 3, 9, 11], steps[0, 1::2, 3, 9, 11]
+    assert (now > 0.5).sum() == 6 and (both > 0.5).sum() == 3
+    assert not steps[0, :, 3, 8].any() and not steps[0, :, 3, 14, 19:22].any()
+
+
+def test_one_sample_has_the_values_it_has_among_others():
+    """A CPU takes another way for one."""
+    network, brain = randomised(prior()), box((0, 4, 6), (6, 20, 26))
+    volumes = torch.cat([volumes_of(brain), volumes_of(box((0, 2, 2), (6, 22, 27)))])
+    volumes[0, 4, 3, 10, 12] = 1
+    arm = torch.tensor([1, 3])
+    together = network(volumes, arm)
+    for index in range(2):
+        alone = network(volumes[index : index + 1], arm[index : index + 1])
+        torch.testing.assert_close(alone, together[index : index + 1], atol=1e-4, rtol=0)
 
 
 def forecast_network():

@@ -7,7 +7,12 @@ from bundle.data.datalist import load_split, make_datalist
 from bundle.data.grid import SlabGrid
 from bundle.data.slab_file import load_slab
 from bundle.data.transforms import CompactCased, LoadCased
-from bundle.simulation.trial import simulate_trial
+from bundle.simulation.anatomy import VOXEL_MM3
+from bundle.simulation.compact import compact_patient
+from bundle.simulation.oracle import oracle_forecast
+from bundle.simulation.patient import simulate_patient
+from bundle.simulation.protocol import PRESETS
+from bundle.simulation.trial import participant, simulate_trial
 
 CASES = ("sub-0001", "sub-0002")
 
@@ -35,6 +40,21 @@ def test_a_slab_holds_what_the_files_would_have_given(both):
             torch.testing.assert_close(straight[name], values, rtol=0, atol=0)
         missing += int((straight["masks"] == 0).all(dim=(1, 2, 3)).sum())
     assert missing > 0
+
+
+@pytest.mark.slow
+def test_mixed_patients_are_those_of_both_presets_and_carry_the_oracles_forecast(tmp_path):
+    out = simulate_trial(tmp_path / "mixed", 3, seed=31, workers=1, preset="mixed", compact=True, expected=True)
+    for index, preset in enumerate(("trial", "trial", "clinic")):
+        patient = simulate_patient(31, index, PRESETS[preset])
+        forecast = oracle_forecast(patient, PRESETS[preset])
+        slab = load_slab(find_case(out / participant(index)).slab, SlabGrid())
+        straight = compact_patient(patient, "", SlabGrid(), forecast.heatmap)
+        assert straight.keys() == slab.keys() == {"flair", "masks", "expected"}
+        assert all(torch.equal(straight[kind], slab[kind]) for kind in slab)
+        expected = slab["expected"].float()
+        assert 0 <= expected.min() and expected.max() <= 1
+        assert 0 < expected.sum() * 12 < 1.05 * forecast.heatmap.sum() * VOXEL_MM3  # the slab is a part of the brain
 
 
 @pytest.mark.slow

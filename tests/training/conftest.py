@@ -24,7 +24,7 @@ class Noise(Dataset):
     def __init__(self, patients=5):
         self.data = [{"case": f"sub-{index}"} for index in range(patients)]
         self.load = SimpleNamespace(grid=SlabGrid((8, 8, 3), (16, 16, 3)), drop_visits=())
-        self.mean_outcome = False
+        self.expected_outcome, self.keep_on = False, None
 
     def __len__(self):
         return len(self.data)

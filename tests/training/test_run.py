@@ -14,7 +14,14 @@ import pytest
 import torch
 from conftest import ROOT, TINY, start_bundle
 
-TRAINING = {"epoch_length": 2, "pretraining_epochs": 2, "finetuning_epochs": 3, "batch_size": 4, "amp": False}
+TRAINING = {
+    "epoch_length": 2,
+    "prior_epochs": 2,
+    "pretraining_epochs": 2,
+    "finetuning_epochs": 3,
+    "batch_size": 4,
+    "amp": False,
+}
 
 
 def finish(process):
@@ -46,7 +53,7 @@ def unbroken(trial, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+@pytest.mark.parametrize("stage", ["prior", "stage1", "stage2"])
 def test_killed_training_ends_bit_identical(stage, unbroken, trial, tmp_path):
     settings = TINY | TRAINING | {"dataset_dir": trial, "output_dir": tmp_path, "cache_dir": unbroken / "cache"}
     process = start_bundle("training", "configs/train.json", **settings)
@@ -59,7 +66,7 @@ def test_killed_training_ends_bit_identical(stage, unbroken, trial, tmp_path):
     whole = saved(unbroken, f"{stage}_last.pt")
     assert saved(tmp_path, f"{stage}_last.pt")["epoch"] < whole["epoch"]
     finish(start_bundle("training", "configs/train.json", **settings))
-    for name in ("stage1_last.pt", "stage1_best.pt", "stage2_last.pt", "stage2_best.pt"):
+    for name in (f"{stage}_{which}.pt" for stage in ("prior", "stage1", "stage2") for which in ("last", "best")):
         assert same(saved(tmp_path, name), saved(unbroken, name)), name
 
 
@@ -79,12 +86,9 @@ def test_a_frozen_unet_is_that_of_stage_1_to_the_end(unbroken, trial, tmp_path):
     assert any(stage2["network"][name].abs().max() > 0 for name in control)
 
 
-def test_a_prior_is_trained_first_and_handed_on_unchanged(unbroken, trial, tmp_path):
-    epochs = {"prior_epochs": 1, "pretraining_epochs": 1, "finetuning_epochs": 1}
-    paths = {"dataset_dir": trial, "output_dir": tmp_path, "cache_dir": unbroken / "cache"}
-    finish(start_bundle("training", "['configs/train.json','configs/prior.json']", **TINY | TRAINING | epochs | paths))
-    prior = saved(tmp_path, "prior_last.pt")
-    stage1, stage2 = (saved(tmp_path, f"{stage}_last.pt")["network"] for stage in ("stage1", "stage2"))
+def test_the_prior_is_trained_first_and_handed_on_unchanged(unbroken):
+    prior = saved(unbroken, "prior_last.pt")
+    stage1, stage2 = (saved(unbroken, f"{stage}_last.pt")["network"] for stage in ("stage1", "stage2"))
     trained = {name.removeprefix("module."): value for name, value in prior["average"].items() if "prior." in name}
     assert len(trained) > 30 and trained["prior.population"].std() > 0
     for name, value in trained.items():
@@ -105,7 +109,10 @@ def test_two_processes_of_two_passes_a_step_train_the_weights_of_one(unbroken, t
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_in_one_line(unbroken, trial, tmp_path):
-    line = refused(tmp_path, trial, "pretraining", cache_dir=unbroken / "cache", learning_rate=1e30, num_warmup=1)
+    prior = {"start_pretraining_from": unbroken / "prior_last.pt"}
+    line = refused(
+        tmp_path, trial, "pretraining", cache_dir=unbroken / "cache", learning_rate=1e30, num_warmup=1, **prior
+    )
     assert re.match(r"error: the (loss|norm of the gradient) is (nan|inf) at iteration \d; run the same command", line)
     assert not (tmp_path / "stage1_last.pt").exists()
 
@@ -167,7 +174,7 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 def test_ctrl_c_prints_a_line_and_training_can_go_on(unbroken, trial, tmp_path):
     settings = TINY | TRAINING | {"dataset_dir": trial, "output_dir": tmp_path, "cache_dir": unbroken / "cache"}
-    settings |= {"pretraining_epochs": 500, "num_workers": 1}
+    settings |= {"pretraining_epochs": 500, "num_workers": 1, "start_pretraining_from": unbroken / "prior_last.pt"}
     process = start_bundle("pretraining", "configs/train.json", (sys.executable, "-c", INTERRUPTIBLE), **settings)
     while not (tmp_path / "stage1_last.pt").exists():
         assert process.poll() is None
@@ -190,9 +197,9 @@ def test_it_runs_from_any_folder_with_bundle_root(trial, tmp_path):
     root = tmp_path / "root"
     shutil.copytree(ROOT / "configs", root / "configs")
     shutil.copytree(trial, root / "data" / "trial")
-    settings = TINY | TRAINING | {"bundle_root": root, "pretraining_epochs": 1}
-    finish(start_bundle("pretraining", str(root / "configs" / "train.json"), cwd=tmp_path, **settings))
-    assert (root / "runs" / "lite" / "stage1_best.pt").exists()
+    settings = TINY | TRAINING | {"bundle_root": root, "prior_epochs": 1}
+    finish(start_bundle("prior_training", str(root / "configs" / "train.json"), cwd=tmp_path, **settings))
+    assert (root / "runs" / "lite" / "prior_best.pt").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"root"}
 
 
@@ -248,6 +255,6 @@ def test_killed_at_twenty_random_moments_it_ends_bit_identical(unbroken, trial, 
     assert done.returncode == 0, done.stderr[-3000:]
     runs = int(re.search(r"^runs (\d+)$", done.stdout, re.M)[1])
     for run in range(runs):
-        for name in ("stage1_last.pt", "stage1_best.pt", "stage2_last.pt", "stage2_best.pt"):
+        for name in (f"{stage}_{which}.pt" for stage in ("prior", "stage1", "stage2") for which in ("last", "best")):
             assert same(saved(tmp_path / str(run), name), saved(unbroken, name)), (run, name)
         assert not [path for path in (tmp_path / str(run)).iterdir() if path.name.startswith(".")]
