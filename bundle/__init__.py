@@ -1,3 +1,3 @@
 """Treatment-aware diffusion forecasts of new or enlarging T2 (NET2) lesions in multiple sclerosis."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"

@@ -95,8 +95,12 @@ def pick_device() -> torch.device:
     return torch.device("cpu")
 
 
-def check_device(device: torch.device | str) -> None:
+def check_device(device: torch.device | str, option: str = "--device") -> None:
     """Refuses a device that this machine does not have; configs call this in `initialize`.
+
+    Args:
+        device: to use.
+        option: that named it.
 
     Raises:
         InputError: torch cannot use it.
@@ -104,7 +108,7 @@ def check_device(device: torch.device | str) -> None:
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:  # a torch without CUDA asserts that it is there
-        raise InputError(f"device={device} cannot be used", "correct --device, e.g. cpu, cuda or cuda:1") from error
+        raise InputError(f"device={device} cannot be used", f"correct {option}, e.g. cpu, cuda or cuda:1") from error
 
 
 def has_fast_bf16(device: torch.device | str) -> bool:

@@ -62,12 +62,9 @@ class Streams:
         def draw(position: int) -> None:
             torch.randn(tuple(shape), generator=self.generators[position], out=numbers[position])
 
-        if numbers.numel() < _FEW:
-            for position in range(len(self)):
-                draw(position)
-        else:  # a GPU would wait for one thread
-            with ThreadPoolExecutor() as pool:
-                list(pool.map(draw, range(len(self))))
+        # A GPU would wait for one thread; few numbers are drawn before threads have started.
+        with ThreadPoolExecutor(1 if numbers.numel() < _FEW else None) as pool:
+            list(pool.map(draw, range(len(self))))
         return numbers.to(device)
 
     def uniform(self, shape: Sequence[int] = (), device: torch.device | str = "cpu") -> Tensor:

@@ -48,7 +48,7 @@ def score_maps(
 
     Args:
         weights: of the whole network, or of its prior alone (`prior_last.pt`).
-        config_file: of inference, with overlays that change the network, e.g. configs/prior.json.
+        config_file: of inference, with overlays that change the network.
         patients: from the first of the trial on.
         seed: of the trial.
         futures: further outcomes of each patient; maps are scored against the mean of all.

@@ -17,6 +17,7 @@ from bundle.data.tables import checked_arm
 from bundle.data.transforms import CompactCased, LoadCased, expand_case
 from bundle.errors import InputError
 from bundle.files import written_whole
+from bundle.runtime import check_device
 from bundle.seeding import digest_of
 
 _VERSION = 2  # increase it when a change makes LoadCased or CompactCased return other numbers
@@ -52,6 +53,8 @@ class CachedCases(Dataset):
         keep_on: torch.device | str | None = None,
     ) -> None:
         super().__init__(list(items))
+        if keep_on is not None:
+            check_device(keep_on, "--keep_on")
         self.expected_outcome, self.keep_on = expected_outcome, keep_on
         self._kept: dict[int, tuple[dict[str, Tensor], dict[str, Any]]] = {}
         self.load = load
@@ -63,10 +66,18 @@ class CachedCases(Dataset):
             raise InputError("cannot be written", "choose another cache folder", file=cache_dir) from error
 
     def keep_all(self, num_threads: int = 1) -> None:
-        """Reads all patients into the memory of `keep_on`."""
+        """Reads all patients into the memory of `keep_on`.
+
+        Raises:
+            InputError: they do not fit, or one of them cannot be read.
+        """
         with ThreadPoolExecutor(max(1, num_threads)) as pool:
-            for _ in pool.map(self._read, range(len(self))):
-                pass
+            try:
+                for _ in pool.map(self._read, range(len(self))):
+                    pass
+            except (torch.OutOfMemoryError, MemoryError) as error:
+                problem = f"{len(self)} patients do not fit in the memory of {self.keep_on}"
+                raise InputError(problem, "leave --keep_on out") from error
 
     def _transform(self, index: int) -> dict[str, Any]:
         compact, labels = self._read(index)

@@ -18,7 +18,7 @@ from bundle.networks.loads import euler_number, lesion_loads
 
 # Of the images: FLAIR, T2 and gadolinium lesions of w000; the same of w048, and NET2.
 NUM_VOLUMES = 7
-_NUM_PLANES = NUM_VOLUMES + 1 + 5 + 3  # see `_planes`
+_NUM_PLANES = NUM_VOLUMES + 1 + 5 + 3  # see `PriorNetwork.forward`
 _NUM_DENSITIES = 6
 _MASKS = (1, 2, 4, 5, 6)
 _BRIGHTNESS = (2, 2.5, 3, 3.5, 4, 4.5)  # of old lesions, in interquartile ranges above the brain's median
@@ -168,7 +168,8 @@ class Conv3d(nn.Conv3d):
     """nn.Conv3d that a CPU computes as fast for one sample as for several: torch takes a path three times as slow."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or len(x) > 1 or x.dtype != torch.float32 or torch.jit.is_tracing():
+        one_on_cpu = x.device.type == "cpu" and len(x) == 1 and x.dtype == torch.float32
+        if not one_on_cpu or not torch.backends.mkldnn.is_available() or torch.jit.is_tracing():
             return super().forward(x)
         settings = self.padding, self.stride, self.dilation, self.groups
         return torch.mkldnn_convolution(x, self.weight, self.bias, *settings)
@@ -280,13 +281,18 @@ def blur(x: Tensor, deviations: Sequence[float]) -> Tensor:
     return x
 
 
+def _lesions(volumes: Tensor) -> Tensor:
+    """1 in every T2 lesion seen so far, (B, 1, S, H, W)."""
+    return (volumes[:, [1, 4, 6]] > 0).any(1, keepdim=True).to(volumes.dtype)
+
+
 def _touching(volumes: Tensor) -> Tensor:
     """(B, 1 + 5, S, H, W): FLAIR of w048 in old lesions, and around them what the nearest of their voxels show.
 
     Around: that there is a lesion, its FLAIR signal of both visits, that it is new, that it enhances.
     """
-    flair_0, t2_0, _, flair, t2, gd, net2 = (x[:, None] for x in volumes.unbind(1))
-    lesion = ((t2_0 > 0) | (t2 > 0) | (net2 > 0)).to(volumes.dtype)
+    flair_0, _, _, flair, _, gd, net2 = (x[:, None] for x in volumes.unbind(1))
+    lesion = _lesions(volumes)
     new, enhancing = ((gd > 0) | (net2 > 0)).to(volumes.dtype), (gd > 0).to(volumes.dtype)
     shown = [lesion, lesion * (flair + 1) / 2, lesion * (flair_0 + 1) / 2, new, enhancing]
     around = neighbourhood_max(torch.cat(shown, dim=1)) * (1 - lesion)
@@ -318,7 +324,7 @@ def _rim(volumes: Tensor, brightness: Tensor) -> Tensor:
 
     At w048, and the less bright of both visits: what is bright at both is no noise.
     """
-    lesion = (volumes[:, [1, 4, 6]] > 0).any(1, keepdim=True).to(volumes.dtype)
+    lesion = _lesions(volumes)
     shown = torch.cat([brightness[:, 1:], brightness.amin(1, keepdim=True)], dim=1).clamp(min=0)
     around = neighbourhood_max(lesion * shown) * (1 - lesion)
     return torch.cat([torch.sigmoid(5 * (around - level)) * (around > 0) for level in _BRIGHTNESS], dim=1)

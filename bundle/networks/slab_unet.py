@@ -165,7 +165,8 @@ class ForecastNetwork(nn.Module):
         if self.with_loads:
             encoded["loads"] = lesion_loads(images.unflatten(1, (self.image_contrasts, -1)))
         if self.controlnet is not None or self.local is not None:
-            # How bright the brightest lesions are is for the prior to read: the others see FLAIR linear and clipped.
+            # How bright the brightest lesions are is for the prior to read: the others see FLAIR linear and clipped,
+            # and masks as they are (-1, 0 and 1 stay what they are).
             images = expand_bright(images).clamp(max=1)
         if self.controlnet is not None:
             encoded["embedding"] = self.image_embedding(F.pixel_unshuffle(images, self.patch_size))

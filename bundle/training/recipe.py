@@ -9,6 +9,7 @@ from typing import Any
 
 from bundle.diffusion.losses import DenoisingLoss
 from bundle.diffusion.predictions import Prediction
+from bundle.diffusion.schedules import NoisiestLevel
 from bundle.errors import InputError
 from bundle.training.step import Augmentation
 
@@ -76,6 +77,21 @@ class Recipe:
             check_rate("weight_decay", self.weight_decay)
         if not isinstance(self.amp, bool):
             raise InputError(f"amp={self.amp!r} is neither True nor False", "correct --amp")
+
+
+def prior_recipe(recipe: Recipe, learning_rate: float) -> Recipe:
+    """The recipe of the prior's stage: the noisiest level alone, the mask (the last contrast) alone, a rate of its own.
+
+    Raises:
+        InputError: the rate is out of range.
+    """
+    check_rate("prior_learning_rate", learning_rate)
+    loss = recipe.loss
+    *others, mask = loss.contrast_weights
+    loss = dataclasses.replace(
+        loss, schedule=NoisiestLevel(loss.schedule), contrast_weights=(*(0 for _ in others), mask)
+    )
+    return dataclasses.replace(recipe, loss=loss, learning_rate=learning_rate)
 
 
 def check_count(name: str, value: Any, least: int, options: str | None = None) -> None:

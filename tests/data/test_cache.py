@@ -70,6 +70,19 @@ def test_what_is_kept_in_memory_is_read_once_and_without_the_cache(items, tmp_pa
     assert PatientLoader(dataset, num_workers=2, batch_size=1).num_workers == 0
 
 
+def test_patients_that_cannot_be_kept_are_one_line(items, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="device=gpu cannot be used; correct --keep_on"):
+        cached_dataset(items, GRID, tmp_path / "cache", keep_on="gpu")
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    dataset = cached_dataset(items, GRID, tmp_path / "cache", keep_on="cpu")
+    monkeypatch.setattr(dataset, "_read", full)
+    with pytest.raises(InputError, match="3 patients do not fit in the memory of cpu; leave --keep_on out"):
+        dataset.keep_all()
+
+
 def test_labels_are_not_cached(items, tmp_path, decoded):
     cached_dataset(items, GRID, tmp_path / "cache")[0]
     count = len(decoded)

@@ -7,9 +7,9 @@ from conftest import bundle_config
 
 from bundle.diffusion.losses import DenoisingLoss, MinSNR
 from bundle.diffusion.predictions import BinaryPrediction, ContrastwisePrediction, PreconditionedPrediction
-from bundle.diffusion.schedules import Cosine, InterpolatedCosine
+from bundle.diffusion.schedules import Cosine, InterpolatedCosine, NoisiestLevel
 from bundle.errors import InputError, input_error
-from bundle.training.recipe import ADJUSTABLE, Recipe, compare_settings, flat_settings
+from bundle.training.recipe import ADJUSTABLE, Recipe, compare_settings, flat_settings, prior_recipe
 from bundle.training.stage import fix_seed
 
 LOSS = DenoisingLoss(Cosine(), MinSNR(floor=1.0), 1.0, (1.0, 1.0))
@@ -99,3 +99,22 @@ def test_what_may_change_is_a_setting():
     names = set(Recipe.__dataclass_fields__) | {"num_epochs"}
     assert set(ADJUSTABLE) <= names
     assert not {"seed", "batch_size", "epoch_length", "loss", "augmentation", "prediction"} & set(ADJUSTABLE)
+
+
+def test_the_prior_learns_the_mask_alone_at_the_noisiest_level_alone():
+    loss = DenoisingLoss(Cosine(), MinSNR(floor=1.0), 1.0, [1, 300])
+    recipe = Recipe(loss, ContrastwisePrediction(), batch_size=4, learning_rate=1e-4)
+    changed = {
+        name
+        for name, value in flat_settings("", prior_recipe(recipe, 2e-3))
+        if dict(flat_settings("", recipe)).get(name) != value
+    }
+    found = prior_recipe(recipe, 2e-3)
+    assert found.loss.schedule == NoisiestLevel(Cosine()) and found.loss.contrast_weights == (0, 300)
+    assert found.learning_rate == 2e-3 and found.batch_size == 4
+    assert all(name.startswith(("loss.schedule", "loss.contrast_weights", "learning_rate")) for name in changed)
+    assert recipe.loss == loss
+    with pytest.raises(
+        InputError, match="prior_learning_rate=0 is not a number above 0; correct --prior_learning_rate"
+    ):
+        prior_recipe(recipe, 0)
