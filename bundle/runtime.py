@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 
 import torch
 from torch import distributed
@@ -40,6 +41,14 @@ def end_with_parent(*_: object) -> None:
     Without it the workers of a killed command wait for work for ever.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    report = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        # The thread that hands tensors over prints its errors here; a parent that ends closes its connections.
+        if not issubclass(kind, ConnectionError | EOFError):
+            report(kind, error, trace)
+
+    sys.excepthook = hook
 
     def wait() -> None:
         multiprocessing.parent_process().join()

@@ -89,6 +89,47 @@ def runs(pid):
         return False
 
 
+SHARER = """
+import multiprocessing, os
+from multiprocessing import resource_sharer
+from bundle.runtime import end_with_parent
+
+def work(sender):
+    end_with_parent()
+    for kind in (BrokenPipeError, EOFError, ValueError):
+        def send(connection, pid):
+            raise kind(kind.__name__)
+        sender.send(resource_sharer._resource_sharer.register(send, lambda: None))
+    sender.recv()
+
+if __name__ == "__main__":
+    here, there = multiprocessing.get_context("fork").Pipe()
+    worker = multiprocessing.get_context("fork").Process(target=work, args=(there,))
+    worker.start()
+    for _ in range(3):
+        with resource_sharer._resource_sharer.get_connection(here.recv()) as connection:
+            try:
+                connection.recv()
+            except EOFError:
+                pass
+    here.send(None)
+    worker.join()
+"""
+
+
+def test_connections_closed_by_a_parent_that_ends_are_not_reported(tmp_path):
+    """Ctrl-C of a training printed a traceback when a worker was just handing a tensor over."""
+    (tmp_path / "program.py").write_text(SHARER)
+    command = [sys.executable, str(tmp_path / "program.py")]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0
+    assert "ValueError: ValueError" in done.stderr  # what is wrong is still reported
+    assert "BrokenPipe" not in done.stderr
+    assert "EOFError" not in done.stderr
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
 @pytest.mark.parametrize(
     "program, argument", [(POOL, "fork"), (POOL, "spawn"), (LOADER, "")], ids=["fork", "spawn", "loader"]
