@@ -97,7 +97,7 @@ from bundle.runtime import end_with_parent
 def work(sender):
     end_with_parent()
     for kind in (BrokenPipeError, EOFError, ValueError):
-        def send(connection, pid):
+        def send(connection, pid, kind=kind):
             raise kind(kind.__name__)
         sender.send(resource_sharer._resource_sharer.register(send, lambda: None))
     sender.recv()
