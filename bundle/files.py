@@ -39,9 +39,14 @@ def nifti_bytes(values: np.ndarray, like: Path, description: str = "") -> bytes:
     return gzip.compress(type(scan)(values, scan.affine, header).to_bytes(), compresslevel=4, mtime=0)
 
 
-@cache
 def sha256_of(path: Path) -> str:
-    """Checksum of a file that does not change while the program runs."""
+    """Checksum of a file, computed again only if its time or size has changed."""
+    status = path.stat()
+    return _sha256_at(path, status.st_mtime_ns, status.st_size)
+
+
+@cache
+def _sha256_at(path: Path, *_: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

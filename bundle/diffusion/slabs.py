@@ -76,6 +76,29 @@ class EncodingNetwork(Protocol):
     def add_local(self, backbone: Tensor, z_t: Tensor, logsnr: Tensor, encoded: dict[str, Tensor]) -> Tensor: ...
 
 
+@dataclass(frozen=True)
+class VolumeCorrection:
+    """Log-odds of NET2 to be added at each noise level, so that members hold as much volume as the heatmap.
+
+    The expected volume of an exact denoiser's x0 is the same at all levels of a walk (x0 is a martingale: Daras et al.
+    2023, arXiv 2302.09057). A network is trained on true outcomes made noisy; on the states that follow from its own x0
+    it marks a little less at every step. `scripts.correct_volume` fits these numbers so that it does not.
+
+    Args:
+        first: log-SNR of the first number.
+        log_odds: at log-SNR first, first + 1, ...; linear in between, and falling to 0 within 1 on both sides.
+    """
+
+    first: float
+    log_odds: tuple[float, ...]
+
+    def __call__(self, logsnr: Tensor) -> Tensor:
+        """Log-odds (B,) at logsnr (B,)."""
+        values = torch.tensor(self.log_odds, dtype=logsnr.dtype, device=logsnr.device)
+        levels = self.first + torch.arange(len(values), dtype=logsnr.dtype, device=logsnr.device)
+        return ((1 - (logsnr[:, None] - levels).abs()).clamp(min=0) * values).sum(1)
+
+
 class SlabDenoiser(Denoiser):
     """Denoiser of a slab by a network that takes one tensor.
 
@@ -86,6 +109,7 @@ class SlabDenoiser(Denoiser):
             it in the mask, the last of `num_contrasts` contrasts. No default: a wrong one multiplies the odds of all
             lesions.
         num_contrasts: contrasts denoised together (FLAIR and NET2).
+        volume_correction: of the mask; none if not given.
     """
 
     def __init__(
@@ -94,10 +118,12 @@ class SlabDenoiser(Denoiser):
         prediction: Prediction,
         foreground_weight: float,
         num_contrasts: int = NUM_OUTCOMES,
+        volume_correction: VolumeCorrection | None = None,
     ) -> None:
         super().__init__(network, prediction)
         self.foreground_weight = foreground_weight
         self.num_contrasts = num_contrasts
+        self.volume_correction = volume_correction
 
     def output(self, z_t: Tensor, logsnr: Tensor, condition: Condition) -> Tensor:
         plane = z_t[:, :1]
@@ -107,10 +133,13 @@ class SlabDenoiser(Denoiser):
 
     def to_x0(self, output: Tensor, z_t: Tensor, logsnr: Tensor) -> Tensor:
         x0 = super().to_x0(output, z_t, logsnr)
-        if self.foreground_weight == 1:
+        if self.foreground_weight == 1 and self.volume_correction is None:
             return x0
+        weight = torch.full_like(logsnr, self.foreground_weight)
+        if self.volume_correction is not None:
+            weight = weight * (-self.volume_correction(logsnr)).exp()
         *images, mask = x0.chunk(self.num_contrasts, dim=1)
-        return torch.cat([*images, unweight_foreground(mask, self.foreground_weight)], dim=1)
+        return torch.cat([*images, unweight_foreground(mask, expand_to(weight, mask))], dim=1)
 
     def given(self, condition: Condition, reuse_within: float = 0.0) -> DenoiseAt:
         if not hasattr(self.network, "encode"):
@@ -149,7 +178,7 @@ class EncodedDenoiser:
         return self.denoiser.to_x0(output, z_t, logsnr)
 
 
-def unweight_foreground(x0: Tensor, weight: float) -> Tensor:
+def unweight_foreground(x0: Tensor, weight: float | Tensor) -> Tensor:
     """Undo what a loss weight on foreground voxels does to a denoised -1/1 mask.
 
     With lesion voxels weighted w in a squared or log loss, the best x0 has its foreground odds multiplied by w at

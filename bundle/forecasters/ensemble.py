@@ -19,7 +19,14 @@ from bundle.diffusion.guidance import GuidedDenoiser
 from bundle.diffusion.predictions import Prediction
 from bundle.diffusion.samplers import AncestralSampler, DenoiseAt, DPMSolverPP2M
 from bundle.diffusion.schedules import Grid, Schedule
-from bundle.diffusion.slabs import Condition, SlabDenoiser, net2_probability, one_call_heatmap, outcome_shape
+from bundle.diffusion.slabs import (
+    Condition,
+    SlabDenoiser,
+    VolumeCorrection,
+    net2_probability,
+    one_call_heatmap,
+    outcome_shape,
+)
 from bundle.errors import InputError
 from bundle.forecasters.base import SCORED_REGIONS, Forecast, Patient, Role, findings_of, key_of, plain
 from bundle.lesions import LesionRule, Volume
@@ -44,6 +51,7 @@ class SamplingSettings:
             `bundle.diffusion.slabs.EncodedDenoiser`.
         seed: seeds each member's noise, together with the case's id and the member's number.
         amp: bf16 autocast in the network.
+        volume_correction: see `bundle.diffusion.slabs.VolumeCorrection`; none if not given.
 
     Raises:
         InputError: one of the numbers that a user may set is out of range.
@@ -62,6 +70,7 @@ class SamplingSettings:
     reuse_within: float = 1.0
     seed: int = 0
     amp: bool = True
+    volume_correction: VolumeCorrection | None = None
 
     def __post_init__(self) -> None:
         if self.arm_guidance_scale is None:
@@ -99,7 +108,7 @@ class EnsembleInferer(Inferer):
 
     Args:
         schedule, grid, sampler, prediction, foreground_weight, num_members, num_steps, guidance_scale,
-            arm_guidance_scale, guidance_interval, reuse_within, seed, amp: see `SamplingSettings`.
+            arm_guidance_scale, guidance_interval, reuse_within, seed, amp, volume_correction: see `SamplingSettings`.
         member_batch: members in one network call; halved when the device's memory is exceeded. Has no effect on them.
         progress: show a bar over members.
 
@@ -125,6 +134,7 @@ class EnsembleInferer(Inferer):
         reuse_within: float = SamplingSettings.reuse_within,
         seed: int = SamplingSettings.seed,
         amp: bool = SamplingSettings.amp,
+        volume_correction: VolumeCorrection | None = SamplingSettings.volume_correction,
         member_batch: int = 10,
         progress: bool = True,
     ) -> None:
@@ -144,6 +154,7 @@ class EnsembleInferer(Inferer):
             reuse_within,
             seed,
             amp,
+            volume_correction,
         )
 
     def with_settings(self, **changes: Any) -> "EnsembleInferer":
@@ -181,7 +192,9 @@ class EnsembleInferer(Inferer):
     def denoise_given(self, network: nn.Module, images: Tensor) -> DenoiseAt:
         """The guided denoiser of these patients' images (B, 8, H, W, S)."""
         s = self.settings
-        denoiser = SlabDenoiser(network.eval(), s.prediction, s.foreground_weight)
+        denoiser = SlabDenoiser(
+            network.eval(), s.prediction, s.foreground_weight, volume_correction=s.volume_correction
+        )
         guided = GuidedDenoiser(denoiser, s.guidance_scale, s.arm_guidance_scale, s.guidance_interval, s.reuse_within)
         return guided.given(Condition.of(images))
 

@@ -1,15 +1,19 @@
 """Files of weights: tensors alone, loaded into a network of the same architecture or refused."""
 
+import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bundle.diffusion.slabs import VolumeCorrection
 from bundle.errors import InputError
-from bundle.files import not_writable, written_whole
+from bundle.files import not_writable, sha256_of, written_whole
 
 
 def bare(network: nn.Module) -> nn.Module:
@@ -73,6 +77,55 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     if not all_finite(state):
         raise InputError("weights that are not finite", "give a file written by training", file=path)
     return network
+
+
+def correction_file(weights: str | Path) -> Path:
+    """The file beside the weights with their `VolumeCorrection`: for model.pt, model_volume_correction.json."""
+    weights = Path(str(weights))
+    return weights.with_name(f"{weights.stem}_volume_correction.json")
+
+
+def write_volume_correction(weights: str | Path, correction: VolumeCorrection, fitted: Mapping[str, Any]) -> Path:
+    """Writes the correction beside the weights for which it was fitted, with their checksum.
+
+    Args:
+        weights: their file.
+        correction: for them.
+        fitted: on what, and with which result; for the reader.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    content = {"weights_sha256": sha256_of(Path(weights)), "volume_correction": asdict(correction), "fitted": fitted}
+    file = correction_file(weights)
+    try:
+        with written_whole(file) as stream:
+            stream.write((json.dumps(content, indent=2) + "\n").encode())
+    except OSError as error:
+        raise not_writable(file, error.strerror or str(error)) from error
+    return file
+
+
+def volume_correction(weights: str | Path) -> VolumeCorrection | None:
+    """The correction that `scripts.correct_volume` fitted for these weights; None if it has not been run for them.
+
+    Raises:
+        InputError: the file is damaged, or was fitted for other weights.
+    """
+    file, fix = correction_file(weights), "fit it again with scripts.correct_volume, or delete it"
+    if not file.is_file() or not Path(str(weights)).is_file():
+        return None
+    try:
+        content = json.loads(file.read_bytes())
+        fitted_for, found = content["weights_sha256"], content["volume_correction"]
+        correction = VolumeCorrection(float(found["first"]), tuple(map(float, found["log_odds"])))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError("not a correction of volumes, or damaged", fix, file=file) from error
+    if fitted_for != sha256_of(Path(str(weights))):
+        raise InputError(f"fitted for weights other than {Path(str(weights)).name}", fix, file=file)
+    if not all(math.isfinite(value) for value in (correction.first, *correction.log_odds)):
+        raise InputError("log-odds that are not finite", fix, file=file)
+    return correction
 
 
 @contextmanager

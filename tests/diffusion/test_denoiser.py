@@ -7,7 +7,7 @@ from torch import nn
 from bundle.arms import NULL_ARM
 from bundle.diffusion.guidance import GuidedDenoiser
 from bundle.diffusion.predictions import BinaryPrediction, X0Prediction
-from bundle.diffusion.slabs import Condition, SlabDenoiser, unweight_foreground
+from bundle.diffusion.slabs import Condition, SlabDenoiser, VolumeCorrection, unweight_foreground
 
 
 @pytest.fixture
@@ -167,6 +167,25 @@ def test_x0_stays_in_range_and_only_the_mask_is_unweighted(condition):
     x0 = SlabDenoiser(Network(), X0Prediction(), foreground_weight=10)(z, torch.zeros(2), condition)
     assert (x0[:, 0] == 1).all() and (x0[:, 1] == 0.6).all()
     torch.testing.assert_close(x0[:, 2:], torch.full_like(x0[:, 2:], 2 * 0.8 / (0.8 + 10 * 0.2) - 1))
+
+
+def test_volume_correction_is_linear_between_levels_and_0_outside():
+    correction = VolumeCorrection(-2.0, (0.2, 0.4))
+    levels = torch.tensor([-20.0, -3.0, -2.5, -2.0, -1.25, -1.0, -0.5, 0.0, 4.0])
+    torch.testing.assert_close(correction(levels), torch.tensor([0, 0, 0.1, 0.2, 0.35, 0.4, 0.2, 0, 0]))
+
+
+def test_volume_correction_is_added_to_the_log_odds_of_the_mask_by_level(condition):
+    class Network(nn.Module):
+        def forward(self, x):
+            return torch.full_like(x[:, :4], 0.6)
+
+    z, logsnr = torch.zeros(2, 4, 4, 4), torch.tensor([-1.0, 3.0])
+    denoiser = SlabDenoiser(Network(), X0Prediction(), 1.0, volume_correction=VolumeCorrection(-1.0, (0.5,)))
+    x0 = denoiser(z, logsnr, condition)
+    assert (x0[:, :2] == 0.6).all()
+    half = torch.atanh(torch.tensor(0.6)) + torch.tensor([0.25, 0])
+    torch.testing.assert_close(x0[:, 2:], half.tanh()[:, None, None, None].expand(2, 2, 4, 4))
 
 
 @pytest.mark.parametrize("prior", [0.01, 0.3])

@@ -1,0 +1,81 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bundle.diffusion.predictions import BinaryPrediction, ContrastwisePrediction, X0Prediction
+from bundle.diffusion.samplers import DPMSolverPP2M
+from bundle.diffusion.schedules import Cosine, LogSNRUniformGrid
+from bundle.diffusion.slabs import VolumeCorrection
+from bundle.errors import InputError
+from bundle.forecasters.ensemble import EnsembleInferer
+from bundle.networks.weights import volume_correction, write_volume_correction
+from scripts.correct_volume import COUNT, FIRST, next_log_odds, walk
+
+SLICES, SIDE = 3, 64
+PRIOR, TOO_LOW = 0.02, 0.3
+
+
+class Biased(nn.Module):
+    """Independent voxels with a known prior; half log-odds too low by TOO_LOW / 2 at log-SNR -4.5 to 1.5."""
+
+    def forward(self, x):
+        level = x[:, -2:-1, :1, :1]
+        half = torch.tensor(PRIOR).logit() / 2 - TOO_LOW / 2 * ((level > -4.5) & (level < 1.5))
+        flair = torch.zeros_like(x[:, :SLICES])
+        return torch.cat([flair, flair + half], dim=1)
+
+
+def test_the_fit_finds_how_much_too_low_a_network_is():
+    inferer = EnsembleInferer(
+        Cosine(20, -20),
+        LogSNRUniformGrid(-4, 4),
+        DPMSolverPP2M(),
+        ContrastwisePrediction((X0Prediction(), BinaryPrediction())),
+        foreground_weight=1.0,
+        num_members=8,
+        amp=False,
+        progress=False,
+    )
+    patients = [(torch.zeros(1, 8, SIDE, SIDE, SLICES), PRIOR * SIDE * SIDE * SLICES)]
+    log_odds, reached = np.zeros(COUNT), []
+    for _ in range(4):
+        correction = VolumeCorrection(FIRST, tuple(log_odds.tolist()))
+        walks = walk(inferer.with_settings(volume_correction=correction), Biased(), patients, torch.device("cpu"))
+        reached.append(walks.members)
+        log_odds = next_log_odds(log_odds, walks)
+    assert reached[0] < 0.85  # what was lost
+    assert reached[-1] == pytest.approx(1, abs=0.03)  # the standard error of 8 x 12,288 voxels is .023
+    np.testing.assert_allclose(log_odds[1:5], TOO_LOW, atol=0.08)
+
+
+def test_inference_finds_the_correction_beside_the_weights_it_was_fitted_for(tmp_path):
+    weights = tmp_path / "model.pt"
+    weights.write_bytes(b"weights")
+    assert volume_correction(weights) is None
+    correction = VolumeCorrection(-4.0, (0.1, 0.2))
+    file = write_volume_correction(weights, correction, {"patients": 3})
+    assert file == tmp_path / "model_volume_correction.json"
+    assert volume_correction(weights) == correction
+    weights.write_bytes(b"other weights")
+    with pytest.raises(InputError, match="fitted for weights other than model.pt; fit it again"):
+        volume_correction(weights)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: [],
+        lambda content: content | {"volume_correction": {"first": "x", "log_odds": []}},
+        lambda content: content | {"volume_correction": {"first": -4, "log_odds": [float("nan")]}},
+    ],
+)
+def test_a_damaged_correction_is_refused(change, tmp_path):
+    weights = tmp_path / "model.pt"
+    weights.write_bytes(b"weights")
+    file = write_volume_correction(weights, VolumeCorrection(-4.0, (0.1,)), {})
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    with pytest.raises(InputError, match="with scripts.correct_volume, or delete it"):
+        volume_correction(weights)
