@@ -64,10 +64,10 @@ def sharing() -> Iterator[tuple[int, int]]:
     join_processes()
     try:
         yield rank_and_world()
-        if distributed.is_initialized():
-            distributed.barrier()
-    finally:
         leave_processes()
+    finally:
+        if distributed.is_initialized():  # an error: the others may never come
+            distributed.destroy_process_group()
 
 
 def join_processes() -> None:
@@ -82,8 +82,9 @@ def join_processes() -> None:
 
 
 def leave_processes() -> None:
-    """Leaves what `join_processes` joined."""
+    """Leaves what `join_processes` joined, when all have come so far."""
     if distributed.is_initialized():
+        distributed.barrier()
         distributed.destroy_process_group()
 
 

@@ -34,6 +34,16 @@ TINY = {
 PATIENTS, SEED = 12, 5
 # What takes more than a few seconds: an evaluation, a training, a batch of bad cases, simulated patients.
 SLOW_FIXTURES = {"evaluated", "unbroken", "ward", "small_trial", "simulated_patients"}
+LONGEST = (
+    "training/test_run.py",
+    "evaluation/test_report.py",
+    "outputs/test_run.py",
+    "scripts/test_training_speed.py",
+    "preparation/test_patient.py",
+    "preparation/test_cohort.py",
+    "scripts/test_benchmark.py",
+    "test_anywhere.py",
+)
 
 
 def pytest_configure(config):
@@ -44,6 +54,8 @@ def pytest_configure(config):
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(config, items):
     """Tests of a slow fixture are slow; those that kill a command twenty times are run by `make test-kill` alone."""
+    # One worker runs all tests of a file: one that takes minutes must not begin last.
+    items.sort(key=lambda item: next((n for n, file in enumerate(LONGEST) if item.path.match(file)), len(LONGEST)))
     for item in items:
         if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)

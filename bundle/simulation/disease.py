@@ -1,6 +1,7 @@
 """A patient's lesions as voxels, at w000 and in all six potential outcomes of both intervals."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -30,8 +31,9 @@ def stream(seed: int, index: int, *key: int) -> np.random.SeedSequence:
     return np.random.SeedSequence(seed, spawn_key=(1, index, *key))
 
 
+@lru_cache(maxsize=1)
 def patient_anatomy(seed: int, index: int) -> Anatomy:
-    """The brain of patient `index` (from 0) of trial `seed`."""
+    """The brain of patient `index` (from 0) of trial `seed`, kept until another is asked for: oracles share it."""
     return draw_anatomy(np.random.default_rng(stream(seed, index, ANATOMY)))
 
 

@@ -413,6 +413,11 @@ def command_line(tmp_path, trial, tiny_weights, weights_w000, output_dir):
 
 
 def test_two_processes_find_what_one_does(evaluated, trial, tiny_weights, weights_w000, tmp_path):
+    """For five patients; the scores of the others are there already."""
+    shutil.copytree(evaluated, tmp_path / "two", ignore=shutil.ignore_patterns("tables", "figures", "*.html"))
+    for item in load_split(trial, "all")[:5]:
+        for scores in (tmp_path / "two").rglob(f"{item['case']}.npz"):
+            scores.unlink()
     files, settings = command_line(tmp_path, trial, tiny_weights, weights_w000, tmp_path / "two")
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")
     process = start_bundle("evaluating", str(files), launcher, **settings)

@@ -181,7 +181,7 @@ def test_numbers_below_one_are_refused(name):
 @pytest.mark.slow
 def test_bf16_changes_neither_members_nor_heatmap_of_the_shipped_weights(trial):
     """Beyond 4 % of their voxels, and 2 % of the expected volume; of the patient who is to have most lesions."""
-    config = inference_config(num_members=4, progress=False, device="cpu", amp=True)
+    config = inference_config(num_members=2, progress=False, device="cpu", amp=True)
     network, half = (config.get_parsed_content(name) for name in ("network", "inferer"))
     single = half.with_settings(amp=False)
     load = LoadCased(grid=config.get_parsed_content("grid"))
@@ -189,6 +189,6 @@ def test_bf16_changes_neither_members_nor_heatmap_of_the_shipped_weights(trial):
     image = max(images, key=lambda image: half.heatmap(image, network).sum().item())
     heatmaps = [draws.heatmap(image, network) for draws in (half, single)]
     members = [draws(image, network) > 0.5 for draws in (half, single)]
-    assert not torch.equal(*heatmaps) and members[1].sum() > 50
+    assert not torch.equal(*heatmaps) and members[1].sum() > 25
     assert (heatmaps[0] - heatmaps[1]).abs().sum() < 0.02 * heatmaps[1].sum()
     assert (members[0] != members[1]).sum() < 0.04 * members[1].sum()

@@ -12,7 +12,9 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, TINY, start_bundle
+from conftest import ROOT, TINY, bundle_config, start_bundle
+
+from bundle.errors import input_error
 
 TRAINING = {
     "epoch_length": 2,
@@ -53,18 +55,18 @@ def unbroken(trial, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("stage", ["prior", "stage1", "stage2"])
-def test_killed_training_ends_bit_identical(stage, unbroken, trial, tmp_path):
+def test_training_killed_in_every_stage_ends_bit_identical(unbroken, trial, tmp_path):
     settings = TINY | TRAINING | {"dataset_dir": trial, "output_dir": tmp_path, "cache_dir": unbroken / "cache"}
-    process = start_bundle("training", "configs/train.json", **settings)
-    deadline = time.monotonic() + 300
-    while not (tmp_path / f"{stage}_last.pt").exists():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0][-3000:]
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    whole = saved(unbroken, f"{stage}_last.pt")
-    assert saved(tmp_path, f"{stage}_last.pt")["epoch"] < whole["epoch"]
+    for stage in ("prior", "stage1", "stage2"):
+        process = start_bundle("training", "configs/train.json", **settings)
+        deadline = time.monotonic() + 300
+        while not (tmp_path / f"{stage}_last.pt").exists():
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0][-3000:]
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        whole = saved(unbroken, f"{stage}_last.pt")
+        assert saved(tmp_path, f"{stage}_last.pt")["epoch"] < whole["epoch"]
     finish(start_bundle("training", "configs/train.json", **settings))
     for name in (f"{stage}_{which}.pt" for stage in ("prior", "stage1", "stage2") for which in ("last", "best")):
         assert same(saved(tmp_path, name), saved(unbroken, name)), name
@@ -137,18 +139,25 @@ def refused(folder, trial, run_id="training", **settings):
 @pytest.mark.parametrize(
     "settings, line",
     [
-        ({"batch_size": 0}, "error: batch_size=0 is not a whole number of at least 1; correct --batch_size"),
-        ({"learning_rate": -1}, "error: learning_rate=-1 is not a number above 0; correct --learning_rate"),
-        ({"seed": 1.5}, "error: seed=1.5 is not a whole number of at least 0; correct --seed"),
-        ({"drop_visits": "w048"}, "error: drop_visits='w048' is not a list of w000 or w048"),
-        ({"lerning_rate": 1}, "error: unknown option --lerning_rate; did you mean --learning_rate?"),
-        ({"output_dir": ROOT / "LICENSE"}, f"error: {ROOT / 'LICENSE'}"),
+        ({"batch_size": 0}, "batch_size=0 is not a whole number of at least 1; correct --batch_size"),
+        ({"learning_rate": -1}, "learning_rate=-1 is not a number above 0; correct --learning_rate"),
+        ({"seed": 1.5}, "seed=1.5 is not a whole number of at least 0; correct --seed"),
+        ({"drop_visits": "w048"}, "drop_visits='w048' is not a list of w000 or w048"),
+        ({"output_dir": str(ROOT / "LICENSE")}, str(ROOT / "LICENSE")),
     ],
     ids=lambda value: next(iter(value), "") if isinstance(value, dict) else "",
 )
-def test_wrong_settings_end_in_one_line(settings, line, trial, tmp_path):
-    assert refused(tmp_path / "out", trial, **settings).startswith(line)
+def test_wrong_settings_are_refused(settings, line, trial, unbroken, tmp_path):
+    paths = {"dataset_dir": str(trial), "output_dir": str(tmp_path / "out"), "cache_dir": str(unbroken / "cache")}
+    with pytest.raises(RuntimeError) as caught:  # MONAI's around the error of a component
+        bundle_config("train.json", **TINY | TRAINING | paths | settings).get_parsed_content("training")
+    assert str(input_error(caught.value)).startswith(line)
     assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_an_unknown_option_ends_in_one_line(trial, tmp_path):
+    line = refused(tmp_path / "out", trial, lerning_rate=1)
+    assert line == "error: unknown option --lerning_rate; did you mean --learning_rate?"
 
 
 def test_another_learning_rate_is_taken_and_another_seed_refused_on_resuming(unbroken, trial, tmp_path):
