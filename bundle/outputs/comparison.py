@@ -39,6 +39,11 @@ SHARED = (
     "weights_sha256",
     "versions",
 )
+NO_SWITCH = (
+    "Each column is the forecast if the patient with these scans has had that treatment since week 0. Activity until "
+    "week 48 in spite of an effective treatment is a sign of a more active disease, so that differences are not the "
+    "effect of a change of treatment."
+)
 STATEMENT = (
     "Members of the same number share their noise under all arms, so differences are taken member by member. Intervals "
     "cover the sampling error of this number of members only, not the model's own error; the arms' effects are those "
@@ -122,7 +127,7 @@ def compare(
     volume = {arm: forecast["volume_ml"]["mean"] for arm, forecast in forecasts.items()}
     return {name: forecasts[reference][name] for name in SHARED} | {
         "reference_arm": reference,
-        "statement": STATEMENT,
+        "statement": f"{NO_SWITCH} {STATEMENT}",
         "arms": {
             arm: {
                 "entity": arm_entity(arm),
@@ -160,7 +165,7 @@ def comparison_page(comparison: Mapping[str, Any], views: Mapping[str, AxialView
         views: the heatmap of each arm over the FLAIR, on the slab.
     """
     figure = Figure(figsize=(15, 11), dpi=100, facecolor="white")
-    notes = wrap_notes([(f"Warning: {text}", True) for text in comparison["warnings"]])
+    notes = wrap_notes([*((f"Warning: {text}", True) for text in comparison["warnings"]), (NO_SWITCH, False)])
     top = 1.1 + LINE * len(notes)
     header, columns, panels, scale, footer = figure.subfigures(5, 1, height_ratios=(top, 2.0, 7.8 - top, 0.8, 0.4))
     samples = comparison["num_members"]

@@ -116,8 +116,8 @@ def draw_panel(panel: Axes, view: AxialView, level: int, box: tuple[slice, slice
         f"slice {view.slice_number(level)}{part}",
         **caption | {"color": "#cccccc", "fontsize": 9, "va": "bottom"},
     )
-    panel.text(0.03, 0.5, "R", **caption)
-    panel.text(0.97, 0.5, "L", ha="right", **caption)
+    panel.text(0.03, 0.93, "R", **caption)
+    panel.text(0.97, 0.93, "L", ha="right", **caption)
     panel.set(xlim=extent[1::-1], ylim=extent[2:])  # the patient's left on the right
 
 
