@@ -469,4 +469,4 @@ def test_a_few_changed_inputs(data_set, forecast, tmp_path):
 @pytest.mark.slow
 def test_many_changed_inputs(data_set, forecast, tmp_path):
     outcomes = attack_many(data_set, forecast, range(26, 326), tmp_path)
-    assert min(outcomes[kind] for kind in ("refused", "warned", "forecast")) > 10  # the attack reaches everything
+    assert min(outcomes[kind] for kind in ("refused", "warned", "forecast")) > 7  # the attack reaches everything

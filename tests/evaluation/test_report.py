@@ -351,8 +351,7 @@ def test_a_replaced_scan_is_scored_again_and_no_other(config, evaluated):
         ({"calibration_split": "magic"}, "no datalist with 'magic' in it"),
     ],
 )
-def test_arguments_out_of_range_are_one_line_before_any_work(configure, tmp_path, overrides, message):
-    config = configure(tmp_path)
+def test_arguments_out_of_range_are_one_line_before_any_work(config, overrides, message):
     arguments = {name: config[name] for name in ("calibration_split", "compared_patients", "figure_members", "case")}
     evaluation, comparison, provenance = (
         config.get_parsed_content(name) for name in ("evaluation", "comparison", "provenance")
