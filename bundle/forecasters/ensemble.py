@@ -88,6 +88,11 @@ class SamplingSettings:
             raise InputError(f"foreground_weight={weight} is not a number above 0", "correct --foreground_weight")
         if not isinstance(self.amp, bool):
             raise InputError(f"amp={self.amp} is neither True nor False", "correct --amp")
+        if not isinstance(self.volume_correction, VolumeCorrection | None):
+            raise InputError(
+                f"volume_correction={self.volume_correction} is not what scripts.correct_volume fits",
+                "leave --volume_correction out, or give None for none",
+            )
         interval = self.guidance_interval
         if interval is not None and not is_interval(interval):
             raise InputError(f"guidance_interval={interval} is not two rising log-SNRs", "correct --guidance_interval")
