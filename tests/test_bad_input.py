@@ -252,7 +252,7 @@ def message(trial, tiny_weights, tmp_path, monkeypatch, capsys):
         ({"foreground_weight": 0}, "foreground_weight=0 is not a number above 0; correct --foreground_weight"),
         (
             {"volume_correction": 3},
-            "volume_correction=3 is not what scripts.correct_volume fits; leave --volume_correction out, or give None .*",
+            "volume_correction=3 is not what scripts.correct_volume fits; leave --volume_correction out, or .*",
         ),
         ({"reuse_within": -1}, "reuse_within=-1 is not a number of at least 0; correct --reuse_within"),
     ],
