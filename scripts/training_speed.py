@@ -55,8 +55,11 @@ def training_speed(
 ) -> list[Row]:
     """Rows by stage and way."""
 
+    context = multiprocessing.get_context("forkserver")  # its processes are new, but need not import everything again
+    context.set_forkserver_preload(["monai.bundle", "monai.engines", "bundle.training.stage"])
+
     def figures_of(stage: str, way: str) -> tuple[float, float]:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
             return pool.submit(_time_training, config_file, stage, way, dataset_dir, cache_dir, iterations).result()
 
     for stage in STAGES:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from filelock import FileLock
 from monai.bundle import ConfigParser
+from processes import ForkedCommand
 
 from bundle.data.datalist import load_split
 from bundle.networks.slab_unet import ForecastNetwork
@@ -97,18 +98,23 @@ def _version_of_simulation():
     return digest.hexdigest()[:16]
 
 
-def start_bundle(run_id, config_file, launcher=(sys.executable, "-m"), cwd=ROOT, **overrides):
-    """Start `python -m monai.bundle run ID --config_file FILE --id value ...`, by default from the bundle root."""
-    return start_monai(["run", run_id, "--config_file", config_file], launcher, cwd, **overrides)
+COMMAND = (sys.executable, "-m")
 
 
-def start_monai(command, launcher=(sys.executable, "-m"), cwd=ROOT, **overrides):
-    """Start `python -m monai.bundle COMMAND --id value ...`."""
-    arguments = [f"--{name}={value}" for name, value in overrides.items()]
+def start_bundle(run_id, config_file, launcher=None, cwd=ROOT, **overrides):
+    """Start `python -m monai.bundle run ID --config_file FILE --id value ...`, by default from the bundle root.
+
+    Args:
+        launcher: of a process of its own, e.g. `COMMAND`; by default one is forked that need not import everything.
+    """
+    command = ["run", run_id, "--config_file", config_file]
+    arguments = [*command, *(f"--{name}={value}" for name, value in overrides.items())]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     environment.pop("PYTHONPATH", None)
+    if launcher is None:
+        return ForkedCommand("monai.bundle", arguments, cwd, environment)
     return subprocess.Popen(
-        [*launcher, "monai.bundle", *command, *arguments],
+        [*launcher, "monai.bundle", *arguments],
         cwd=cwd,
         env=environment,
         text=True,

@@ -42,20 +42,3 @@ class ArmAndLoads(nn.Module):
         arm = labels[:, 0].long()
         one_hot = F.one_hot(arm, self.arms.num_embeddings).to(labels.dtype)
         return self.arms(arm) + self.loads(torch.cat([one_hot, labels[:, 1:]], dim=1))
-
-
-def euler_number(mask: Tensor) -> Tensor:
-    """Euler characteristic of binary volumes (..., S, H, W), their voxels as closed cubes: (...).
-
-    The number of components of 26 neighbours, less tunnels, plus cavities: where lesions have neither, their number.
-    Unlike labelling it is a sum over voxels, so that networks can compute and export it.
-    """
-    cells = F.pad(mask, (1, 1, 1, 1, 1, 1))
-    total = -cells.sum((-3, -2, -1))  # cubes
-    for axes in ((-1,), (-2,), (-3,), (-1, -2), (-1, -3), (-2, -3), (-1, -2, -3)):  # faces, edges, vertices they touch
-        touched = cells
-        for axis in axes:
-            size = touched.shape[axis]
-            touched = torch.maximum(touched.narrow(axis, 0, size - 1), touched.narrow(axis, 1, size - 1))
-        total = total + (-1) ** (len(axes) + 1) * touched.sum((-3, -2, -1))
-    return total

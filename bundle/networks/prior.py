@@ -14,17 +14,18 @@ from torch.nn import functional as F
 
 from bundle.arms import CLASSES, NULL_ARM
 from bundle.brightness import expand_bright
-from bundle.networks.loads import euler_number, lesion_loads
+from bundle.networks.loads import lesion_loads
 
 # Of the images: FLAIR, T2 and gadolinium lesions of w000; the same of w048, and NET2.
 NUM_VOLUMES = 7
 _NUM_PLANES = NUM_VOLUMES + 1 + 5 + 3  # see `PriorNetwork.forward`
-_NUM_DENSITIES = 6
+_NUM_DENSITIES = 12  # see `_densities`
 _MASKS = (1, 2, 4, 5, 6)
 _BRIGHTNESS = (2, 2.5, 3, 3.5, 4, 4.5)  # of old lesions, in interquartile ranges above the brain's median
 _NUM_SUMMARY = 2 * NUM_VOLUMES + len(_MASKS) + 2 * len(_BRIGHTNESS)  # see `_summary`
 _DENSITY_MM = ((3, 5, 5), (7.5, 12, 12), (15, 28, 28))  # standard deviations along S, H, W
-_CELL_MM = (3, 4, 4)  # of the densities, which are at half the resolution in plane
+_VOXEL_MM, _CELL_MM = (3, 2, 2), (3, 4, 4)  # the densities are at half the resolution in plane
+_PEAK_MM, _LEAST_PEAK = 1.5, 0.03  # smoothing before the maxima of a mask are taken, and the least that counts
 # The map of a population covers so many standard deviations of the brain's voxels about their mean, S, H, W.
 _MAP_SHAPE, _MAP_REACH = (24, 48, 56), 2.5  # about 2.7, 3.5 and 3.5 mm a cell
 _OUTSIDE = 6.0  # less half log-odds outside the brain
@@ -99,7 +100,7 @@ class PriorNetwork(nn.Module):
         # bf16 would be too coarse for coordinates.
         with torch.no_grad(), torch.autocast(volumes.device.type, enabled=False):
             brain = brain_of(volumes)
-            volumes = _linear(volumes)
+            volumes = linear_flair(volumes)
             coordinates = brain_coordinates(brain)
             planes = torch.cat([volumes, _touching(volumes), coordinates], dim=1)
             brightness = _brightness(volumes, brain)
@@ -281,6 +282,20 @@ def blur(x: Tensor, deviations: Sequence[float]) -> Tensor:
     return x
 
 
+def lesion_peaks(masks: Tensor) -> Tensor:
+    """1 in the middle of each lesion, 0 elsewhere: (B, C, S, H, W), of binary masks of that shape.
+
+    The maxima of the smoothed mask. Old lesions flow together; what was one lesion once is still one maximum, so that
+    their sum is nearer to the number of lesions than that of connected components is (correlation of the logarithms
+    .98 and .93, 16 simulated patients).
+    """
+    smooth = blur(masks, [_PEAK_MM / mm for mm in _VOXEL_MM])
+    for axis in (2, 3, 4):  # of neighbours with the same value one is a maximum, but for some diagonals
+        index = torch.arange(masks.shape[axis], dtype=masks.dtype, device=masks.device)
+        smooth = smooth * (1 + 1e-5 * index).reshape([-1 if axis == other else 1 for other in range(5)])
+    return ((smooth > _LEAST_PEAK) & (smooth == neighbourhood_max(smooth))).to(masks.dtype)
+
+
 def _lesions(volumes: Tensor) -> Tensor:
     """1 in every T2 lesion seen so far, (B, 1, S, H, W)."""
     return (volumes[:, [1, 4, 6]] > 0).any(1, keepdim=True).to(volumes.dtype)
@@ -300,12 +315,22 @@ def _touching(volumes: Tensor) -> Tensor:
 
 
 def _densities(volumes: Tensor) -> Tensor:
-    """(B, 6, S, H / 2, W / 2): log(1 + 5 x fraction) of old and of recent lesions, smoothed by three Gaussians."""
+    """(B, 12, S, H / 2, W / 2): how much of the surroundings is old or recent lesion, and how many lesions there are.
+
+    Smoothed by three Gaussians each: log(1 + 5 x fraction), and log(1 + number under the Gaussian). A large lesion
+    counts once: the next one comes where many have come, not where much volume has.
+    """
     recent = (volumes[:, 5:6] > 0) | (volumes[:, 6:7] > 0)
     lesion = (volumes[:, 1:2] > 0) | (volumes[:, 4:5] > 0) | recent
-    cells = F.avg_pool3d(torch.cat([lesion, recent], dim=1).to(volumes.dtype), (1, 2, 2))
-    smooth = [blur(cells, [mm / cell for mm, cell in zip(of, _CELL_MM)]) for of in _DENSITY_MM]
-    return (5 * torch.cat(smooth, dim=1)).log1p()
+    masks = torch.cat([lesion, recent], dim=1).to(volumes.dtype)
+    cells = F.avg_pool3d(masks, (1, 2, 2))
+    numbers = F.avg_pool3d(lesion_peaks(masks), (1, 2, 2)) * 4  # in each cell
+    densities = []
+    for mm in _DENSITY_MM:
+        deviations = [of / cell for of, cell in zip(mm, _CELL_MM)]
+        under = math.prod(math.sqrt(2 * math.pi) * deviation for deviation in deviations)  # cells
+        densities += [(5 * blur(cells, deviations)).log1p(), (under * blur(numbers, deviations)).clamp(min=0).log1p()]
+    return torch.cat(densities, dim=1)
 
 
 def _brightness(volumes: Tensor, brain: Tensor) -> Tensor:
@@ -338,7 +363,7 @@ def _summary(volumes: Tensor, brightness: Tensor) -> Tensor:
     masks = (volumes[:, _MASKS] > 0).to(volumes.dtype)  # (B, 5, S, H, W)
     old = ((volumes[:, 1:2] > 0) | (volumes[:, 4:5] > 0)).to(volumes.dtype)
     bright = [old * (brightness[:, v : v + 1] > level) for v in (0, 1) for level in _BRIGHTNESS]
-    numbers = euler_number(torch.cat([masks, *bright], dim=1)).clamp(min=0).log1p()
+    numbers = lesion_peaks(torch.cat([masks, *bright], dim=1)).sum((2, 3, 4)).log1p()
     return torch.cat([lesion_loads(volumes), numbers], dim=1)
 
 
@@ -349,9 +374,9 @@ def neighbourhood_max(x: Tensor) -> Tensor:
     return torch.maximum(torch.maximum(padded[:, :, :-2], padded[:, :, 2:]), plane)
 
 
-def _linear(volumes: Tensor) -> Tensor:
-    """The volumes with linear FLAIR, which may be greater than 1."""
-    is_flair = torch.tensor([index not in _MASKS for index in range(NUM_VOLUMES)], device=volumes.device)
+def linear_flair(volumes: Tensor) -> Tensor:
+    """The volumes (B, 7, ...) with linear FLAIR, which may be greater than 1."""
+    is_flair = torch.tensor([index not in _MASKS for index in range(volumes.shape[1])], device=volumes.device)
     return torch.where(is_flair[:, None, None, None], expand_bright(volumes), volumes)
 
 

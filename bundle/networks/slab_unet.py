@@ -13,12 +13,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from bundle.arms import CLASSES
-from bundle.brightness import expand_bright
 from bundle.diffusion.schedules import alpha_sigma, expand_to
 from bundle.errors import InputError
 from bundle.networks.loads import ArmAndLoads, lesion_loads
 from bundle.networks.local_path import LocalPath, logsnr_to_timestep
-from bundle.networks.prior import PriorAlone, PriorNetwork, known_arm
+from bundle.networks.prior import PriorAlone, PriorNetwork, known_arm, linear_flair
 
 # What z_t tells of the mask is added to the prior in full from log-SNR -2.7 on, and in proportion to alpha below.
 _GATE = 4.0
@@ -165,9 +164,7 @@ class ForecastNetwork(nn.Module):
         if self.with_loads:
             encoded["loads"] = lesion_loads(images.unflatten(1, (self.image_contrasts, -1)))
         if self.controlnet is not None or self.local is not None:
-            # How bright the brightest lesions are is for the prior to read: the others see FLAIR linear and clipped,
-            # and masks as they are (-1, 0 and 1 stay what they are).
-            images = expand_bright(images).clamp(max=1)
+            images = linear_flair(images.unflatten(1, (self.image_contrasts, -1))).flatten(1, 2)
         if self.controlnet is not None:
             encoded["embedding"] = self.image_embedding(F.pixel_unshuffle(images, self.patch_size))
         if self.local is not None:

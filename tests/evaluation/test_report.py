@@ -3,7 +3,6 @@
 import copy
 import hashlib
 import json
-import multiprocessing
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, TINY, bundle_config, start_bundle
+from processes import CONTEXT
 
 from bundle.arms import ARMS
 from bundle.data.bids import find_case
@@ -445,7 +445,7 @@ def test_killed_at_twenty_random_moments_it_resumes_and_finds_the_same(trial, ti
     def start(out):
         files, settings = command_line(tmp_path, data, tiny_weights, "none", out)
         settings = {name: x if isinstance(x, int) else str(x) for name, x in settings.items()}
-        process = context.Process(target=run_from_root, kwargs={"config_file": files} | settings)
+        process = CONTEXT.Process(target=run_from_root, kwargs={"config_file": files} | settings)
         process.start()
         return process
 
@@ -453,8 +453,6 @@ def test_killed_at_twenty_random_moments_it_resumes_and_finds_the_same(trial, ti
         process.join(timeout=600)
         assert process.exitcode == 0
 
-    context = multiprocessing.get_context("forkserver")  # whose children need not import everything again
-    context.set_forkserver_preload(["monai.bundle", "bundle.evaluation.run", "bundle.evaluation.effects"])
     finish(start(tmp_path / "never stopped"))
     out, rng, progress = tmp_path / "killed", np.random.default_rng(0), []
     total = len(list((tmp_path / "never stopped").rglob("*.npz")))

@@ -13,6 +13,7 @@ from bundle.networks.prior import (
     blur,
     brain_coordinates,
     brain_of,
+    lesion_peaks,
     neighbourhood_max,
     sample_map,
     to_map,
@@ -99,6 +100,21 @@ def test_smoothing_and_maximum_are_those_of_the_libraries():
     expected = gaussian_filter(x.numpy(), (0, 0, 0.7, 1.5, 2), mode="constant", truncate=6)
     assert np.abs(blur(x, (0.7, 1.5, 2)).numpy() - expected)[:, :, 2:-2].max() < 0.02
     torch.testing.assert_close(neighbourhood_max(x), F.max_pool3d(x, 3, stride=1, padding=1))
+
+
+def test_each_lesion_has_one_peak_even_where_lesions_flow_together():
+    masks = torch.zeros(1, 3, 15, 40, 40)
+    for centre in ((3, 5, 5), (3, 5, 30), (10, 20, 20)):
+        s, h, w = centre
+        masks[0, 0, s, h, w] = 1  # of one voxel
+        masks[0, 1, s - 1 : s + 2, h - 2 : h + 4, w - 2 : w + 2] = 1  # flat: of equal values one is taken
+    for w in (8, 14, 20):  # a chain of three, which touch
+        masks[0, 2, 6:9, 10:14, w - 3 : w + 3] = 1
+        masks[0, 2, 6:9, 8:16, w - 1 : w + 1] = 1
+    peaks = lesion_peaks(masks)
+    assert peaks.sum((2, 3, 4)).tolist() == [[3, 3, 3]]
+    assert (peaks <= masks).all()
+    assert not lesion_peaks(torch.zeros(1, 1, 15, 40, 40)).any()
 
 
 def test_trained_it_reads_every_volume_and_the_arm():

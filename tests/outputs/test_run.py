@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import multiprocessing
 import re
 import time
 from dataclasses import replace
@@ -13,7 +12,7 @@ import numpy as np
 import processes
 import pytest
 import torch
-from conftest import TINY, inference_config, start_bundle
+from conftest import COMMAND, TINY, inference_config, start_bundle
 from monai.inferers import Inferer
 from nibabel.processing import resample_from_to
 from scipy.spatial import KDTree
@@ -296,9 +295,9 @@ def test_turned_axes_give_the_very_same_forecast(forecast, forecast_of_one, pati
     np.testing.assert_array_equal(nib.as_closest_canonical(turned).get_fdata(), original.get_fdata())
 
 
-def command(**overrides):
+def command(launcher=None, **overrides):
     """Exit code and output of the command."""
-    process = start_bundle("inference", "configs/inference.json", **overrides)
+    process = start_bundle("inference", "configs/inference.json", launcher, **overrides)
     output, _ = process.communicate(timeout=300)
     return process.returncode, output
 
@@ -315,7 +314,7 @@ def test_the_command_takes_every_setting_and_agrees_with_the_library(trial, tiny
         "member_batch": 2,
     }
     places = {"dataset_dir": trial, "output_dir": tmp_path / "command", "weights": tiny_weights}
-    code, output = command(**FEW | places | settings)
+    code, output = command(COMMAND, **FEW | places | settings)
     assert code == 0 and f"{patient.id}, placebo: sampling: 100%" in output, output[-2000:]
     made = report(tmp_path / "command", patient.id)
     assert (made["arm"], made["num_members"], made["sampling"]["num_steps"]) == (
@@ -404,11 +403,9 @@ def test_killed_at_any_moment_inference_leaves_whole_files_and_a_rerun_completes
     overrides = FEW | {"num_members": 1, "num_steps": 1, "progress": False, "items": items}
     overrides["weights"] = str(configure().get_parsed_content("weights"))
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["monai.bundle", "monai.engines", "bundle.outputs.comparison"])
 
     def start(folder):
-        process = context.Process(target=processes.forecast, args=(overrides | {"output_dir": str(folder)},))
+        process = processes.CONTEXT.Process(target=processes.forecast, args=(overrides | {"output_dir": str(folder)},))
         process.start()
         return process
 
