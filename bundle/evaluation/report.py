@@ -60,7 +60,7 @@ class Report:
                 figure.savefig(stream, format=kind, dpi=130, metadata={"Date": None} if kind == "svg" else None)
                 _write(root / "figures" / f"{name}.{kind}", stream.getvalue())
                 pictures.setdefault(name, stream.getvalue())
-                figure.set_layout_engine("none")  # the first drawing has laid it out, which is slow
+                figure.set_layout_engine("none")  # laid out for PNG, which is slow: SVG takes the same layout
         _write(root / "provenance.json", json.dumps(self.provenance, indent=1).encode())
         _write(root / "report.html", self.html(pictures).encode())
         return root / "report.html"

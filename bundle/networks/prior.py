@@ -290,9 +290,10 @@ def lesion_peaks(masks: Tensor) -> Tensor:
     .98 and .93, 16 simulated patients).
     """
     smooth = blur(masks, [_PEAK_MM / mm for mm in _VOXEL_MM])
-    for axis in (2, 3, 4):  # of neighbours with the same value one is a maximum, but for some diagonals
+    # Of neighbours with the same value one is a maximum: these slopes cancel in no step to a neighbour.
+    for axis, slope in ((2, 2e-6), (3, 6e-6), (4, 18e-6)):
         index = torch.arange(masks.shape[axis], dtype=masks.dtype, device=masks.device)
-        smooth = smooth * (1 + 1e-5 * index).reshape([-1 if axis == other else 1 for other in range(5)])
+        smooth = smooth * (1 + slope * index).reshape([-1 if axis == other else 1 for other in range(5)])
     return ((smooth > _LEAST_PEAK) & (smooth == neighbourhood_max(smooth))).to(masks.dtype)
 
 
@@ -324,7 +325,7 @@ def _densities(volumes: Tensor) -> Tensor:
     lesion = (volumes[:, 1:2] > 0) | (volumes[:, 4:5] > 0) | recent
     masks = torch.cat([lesion, recent], dim=1).to(volumes.dtype)
     cells = F.avg_pool3d(masks, (1, 2, 2))
-    numbers = F.avg_pool3d(lesion_peaks(masks), (1, 2, 2)) * 4  # in each cell
+    numbers = F.avg_pool3d(lesion_peaks(masks), (1, 2, 2), divisor_override=1)  # in each cell
     densities = []
     for mm in _DENSITY_MM:
         deviations = [of / cell for of, cell in zip(mm, _CELL_MM)]
@@ -375,7 +376,7 @@ def neighbourhood_max(x: Tensor) -> Tensor:
 
 
 def linear_flair(volumes: Tensor) -> Tensor:
-    """The volumes (B, 7, ...) with linear FLAIR, which may be greater than 1."""
+    """The volumes (B, C, ...), in the order of `NUM_VOLUMES`, with linear FLAIR up to 3; masks as they are."""
     is_flair = torch.tensor([index not in _MASKS for index in range(volumes.shape[1])], device=volumes.device)
     return torch.where(is_flair[:, None, None, None], expand_bright(volumes), volumes)
 

@@ -158,17 +158,16 @@ class ForecastNetwork(nn.Module):
         """Features of the image slabs (B, I, H, W) under arms (B,), the same at all noise levels: computed once."""
         if self.controlnet is None:
             images = torch.zeros_like(images)
-        encoded = {}
+        volumes, encoded = images.unflatten(1, (self.image_contrasts, -1)), {}
         if self.prior is not None:
-            encoded["prior"] = self.prior(images.unflatten(1, (self.image_contrasts, -1)), known_arm(arm))
+            encoded["prior"] = self.prior(volumes, known_arm(arm))
         if self.with_loads:
-            encoded["loads"] = lesion_loads(images.unflatten(1, (self.image_contrasts, -1)))
-        if self.controlnet is not None or self.local is not None:
-            images = linear_flair(images.unflatten(1, (self.image_contrasts, -1))).flatten(1, 2)
+            encoded["loads"] = lesion_loads(volumes)
+        volumes = linear_flair(volumes)
         if self.controlnet is not None:
-            encoded["embedding"] = self.image_embedding(F.pixel_unshuffle(images, self.patch_size))
+            encoded["embedding"] = self.image_embedding(F.pixel_unshuffle(volumes.flatten(1, 2), self.patch_size))
         if self.local is not None:
-            encoded["local"] = self.local.encode(images.unflatten(1, (-1, self.num_slices)))
+            encoded["local"] = self.local.encode(volumes)
         return encoded
 
     def backbone(self, z_t: Tensor, logsnr: Tensor, arm: Tensor, encoded: dict[str, Tensor]) -> Tensor:

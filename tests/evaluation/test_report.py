@@ -21,6 +21,7 @@ from processes import CONTEXT
 from bundle.arms import ARMS
 from bundle.data.bids import find_case
 from bundle.data.datalist import load_split
+from bundle.diffusion.slabs import VolumeCorrection
 from bundle.errors import InputError
 from bundle.evaluation.provenance import Provenance, describe_dataset
 from bundle.evaluation.report import Report, summary
@@ -29,7 +30,7 @@ from bundle.evaluation.sections import CAPTIONS, GROUPS, SUMMARY
 from bundle.evaluation.tables import COLUMNS, all_tables
 from bundle.forecasters.base import SCORED_REGIONS, Role
 from bundle.forecasters.ensemble import Diffusion
-from bundle.networks.weights import load_weights
+from bundle.networks.weights import load_weights, write_volume_correction
 from bundle.outputs.calibration import read_calibration
 
 pytestmark = pytest.mark.slow
@@ -265,6 +266,17 @@ def test_two_models_in_one_evaluation_keep_their_own_weights(config, evaluated, 
     assert not np.array_equal(found, alone(tiny_weights).heatmap(patient))
 
 
+def test_two_models_in_one_evaluation_keep_their_own_correction(configure, tiny_weights, weights_w000, tmp_path):
+    corrections = [VolumeCorrection(-4.0, (log_odds,) * 6) for log_odds in (0.1, 0.9)]
+    files = [shutil.copy(file, tmp_path) for file in (tiny_weights, weights_w000)]
+    for file, correction in zip(files, corrections):
+        write_volume_correction(file, correction, {})
+    config = configure(tmp_path / "out", weights=str(files[0]), weights_w000=str(files[1]))
+    evaluation, comparison = (config.get_parsed_content(name) for name in ("evaluation", "comparison"))
+    models = [x.forecasters["diffusion"] for x in (evaluation, comparison)]
+    assert [model.inferer.settings.volume_correction for model in models] == corrections
+
+
 PERFECT = [
     ("activity", "AUC", 1),
     ("activity", "average precision", 1),
@@ -415,7 +427,9 @@ def test_two_processes_find_what_one_does(evaluated, trial, tiny_weights, weight
     """For five patients; the scores of the others are there already."""
     shutil.copytree(evaluated, tmp_path / "two", ignore=shutil.ignore_patterns("tables", "figures", "*.html"))
     for item in load_split(trial, "all")[:5]:
-        for scores in (tmp_path / "two").rglob(f"{item['case']}.npz"):
+        removed = list((tmp_path / "two").rglob(f"{item['case']}.npz"))
+        assert removed
+        for scores in removed:
             scores.unlink()
     files, settings = command_line(tmp_path, trial, tiny_weights, weights_w000, tmp_path / "two")
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")

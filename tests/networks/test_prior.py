@@ -14,6 +14,7 @@ from bundle.networks.prior import (
     brain_coordinates,
     brain_of,
     lesion_peaks,
+    linear_flair,
     neighbourhood_max,
     sample_map,
     to_map,
@@ -111,10 +112,27 @@ def test_each_lesion_has_one_peak_even_where_lesions_flow_together():
     for w in (8, 14, 20):  # a chain of three, which touch
         masks[0, 2, 6:9, 10:14, w - 3 : w + 3] = 1
         masks[0, 2, 6:9, 8:16, w - 1 : w + 1] = 1
+    for diagonal in (1, -1):  # along which neighbours have the same value
+        oblique = torch.zeros(1, 3, 15, 40, 40)
+        for step in range(10):
+            oblique[0, 0, 7, 10 + step, 20 + diagonal * step] = 1
+            oblique[0, 1, 2 + step, 20, 20 + diagonal * step] = 1
+            oblique[0, 2, 2 + step, 20 + diagonal * step, 10 + step] = 1
+        assert lesion_peaks(oblique).sum((2, 3, 4)).tolist() == [[1, 1, 1]]
     peaks = lesion_peaks(masks)
     assert peaks.sum((2, 3, 4)).tolist() == [[3, 3, 3]]
     assert (peaks <= masks).all()
     assert not lesion_peaks(torch.zeros(1, 1, 15, 40, 40)).any()
+
+
+def test_flair_is_linear_and_masks_stay_as_they_are():
+    linear = torch.tensor([-1, 0, 0.5, 1, 1.8, 2.9])
+    volumes = torch.zeros(1, 7, 6)
+    volumes[:, [0, 3]] = torch.from_numpy(compress_bright(linear.numpy()))
+    volumes[:, [1, 2, 4, 5, 6]] = torch.tensor([-1.0, 0, 1, 1, 0, -1])
+    found = linear_flair(volumes[..., None, None])[..., 0, 0]
+    torch.testing.assert_close(found[0, [0, 3]], linear.expand(2, -1), atol=1e-4, rtol=1e-4)
+    assert torch.equal(found[0, [1, 2, 4, 5, 6]], volumes[0, [1, 2, 4, 5, 6]])
 
 
 def test_trained_it_reads_every_volume_and_the_arm():

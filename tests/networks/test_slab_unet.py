@@ -1,11 +1,13 @@
 import copy
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny_network
 from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 
+from bundle.brightness import compress_bright
 from bundle.errors import InputError
 from bundle.networks.local_path import LocalPath, logsnr_to_timestep
 from bundle.networks.slab_unet import ForecastNetwork
@@ -193,6 +195,15 @@ def test_likelihoods_of_hypotheses_are_added_up():
     found = local._half_log_odds(logs[..., None, None, None]).flatten()
     torch.testing.assert_close(found[:2], exact[:2])
     assert exact[2] < found[2] < -40  # beyond a ratio of e^85 it only has to be large
+
+
+def test_controlnet_and_local_path_tell_bright_lesions_apart():
+    network, images = randomise(tiny_network()), torch.zeros(2, 21, 16, 16)
+    images[:, :3] = torch.from_numpy(compress_bright(np.array([1.2, 2.4], np.float32)))[:, None, None, None]
+    encoded = network.encode(images, torch.tensor([3, 3]))
+    for name in ("embedding", "local"):
+        first, second = encoded[name]
+        assert (first - second).abs().mean() > 0.1 * first.abs().mean(), name
 
 
 def test_without_control_the_images_are_not_read():

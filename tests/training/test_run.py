@@ -109,9 +109,11 @@ def test_two_processes_of_two_passes_a_step_train_the_weights_of_one(unbroken, t
         assert ours["iteration"] == theirs["iteration"]
         for which in ("network", "average"):
             assert ours[which].keys() == theirs[which].keys()
-            pairs = [(value, theirs[which][name]) for name, value in ours[which].items()]
-            close = torch.cat([torch.isclose(a, b, rtol=1e-3, atol=2e-5).flatten() for a, b in pairs])
-            assert close.float().mean() > 0.9999  # Adam scales up gradients near zero, and with them what rounding adds
+            for name, value in theirs[which].items():
+                # Adam scales up gradients near zero, and with them what rounding adds: in a few weights it is seen.
+                close = torch.isclose(ours[which][name], value, rtol=1e-3, atol=2e-5)
+                assert close.float().mean() > 0.999, name
+                torch.testing.assert_close(ours[which][name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_in_one_line(unbroken, trial, tmp_path):
