@@ -163,7 +163,8 @@ class ForecastNetwork(nn.Module):
             encoded["prior"] = self.prior(volumes, known_arm(arm))
         if self.with_loads:
             encoded["loads"] = lesion_loads(volumes)
-        volumes = linear_flair(volumes)
+        if self.controlnet is not None or self.local is not None:
+            volumes = linear_flair(volumes)
         if self.controlnet is not None:
             encoded["embedding"] = self.image_embedding(F.pixel_unshuffle(volumes.flatten(1, 2), self.patch_size))
         if self.local is not None:
