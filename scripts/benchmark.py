@@ -51,6 +51,7 @@ from bundle.forecasters.base import Forecast, Patient, Role, key_of
 from bundle.forecasters.cohort import CaseReader
 from bundle.forecasters.ensemble import Diffusion, EnsembleInferer
 from bundle.runtime import keep_freed_memory, sharing
+from scripts.configs import read_configs
 
 Row = dict[str, Any]
 REFERENCE, PREVIEW, PEER, DEFAULT, CONVERGED = "reference", "preview", "diffusers", "default", "default in 100 steps"
@@ -148,8 +149,7 @@ def run(
     if repeats and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         problem = "times of several processes side by side are not comparable"
         raise InputError(problem, "give --repeats 0, then time with one process")
-    config = ConfigParser()
-    config.read_config(config_file)
+    config = read_configs(config_file)
     config.update({"progress": False, "num_members": members})
     network, inferer = config.get_parsed_content("network").eval(), config.get_parsed_content("inferer")
     items = with_outcome(load_split(dataset_dir, split))
@@ -362,8 +362,7 @@ def peak_memory(config_file: str, name: str, image: Tensor) -> float:
 
 def _peak_memory(config_file: str, name: str, image: np.ndarray) -> float:
     keep_freed_memory()
-    config = ConfigParser()
-    config.read_config(config_file)
+    config = read_configs(config_file)
     config.update({"progress": False})
     inferer = config.get_parsed_content("inferer")
     inferer = inferer.with_settings(num_members=inferer.member_batch)

@@ -7,25 +7,28 @@ correction beside the weights, where inference finds it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import fire
 import numpy as np
 import torch
-from monai.bundle import ConfigParser
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from bundle.diffusion.slabs import VolumeCorrection, net2_probability, outcome_shape
 from bundle.errors import InputError, report_in_one_line
-from bundle.forecasters.ensemble import EnsembleInferer
+from bundle.files import sha256_of
+from bundle.forecasters.ensemble import EnsembleInferer, check_count
 from bundle.networks.weights import write_volume_correction
 from bundle.runtime import keep_freed_memory
 from bundle.seeding import Streams
+from scripts.configs import read_configs
 
 FIRST, COUNT = -4.0, 6  # log-SNR at which lesions form: -4 to 1
 DAMPING = 0.7  # what is added at one level is kept at the next ones, so that a full correction would be too much
 LEAST = 1.0  # voxels in the heatmap; members of patients with fewer are nearly all empty
+MIN_PATIENTS = 10  # with that many voxels; about 50 make a good fit
 
 
 @dataclass(frozen=True)
@@ -45,37 +48,44 @@ class Walks:
 
 def correct_volume(
     dataset_dir: str,
-    weights: str = "models/model.pt",
+    weights: str,
     split: str | None = None,
     members: int = 4,
     rounds: int = 3,
+    drop_visits: Sequence[str] = (),
     config_file: str | tuple[str, ...] = "configs/inference.json",
 ) -> str:
     """Fits the correction of these weights and writes it beside them.
 
     Args:
         dataset_dir: a BIDS data set of the patients to fit on; about 50 with lesions to come suffice.
-        weights: of the network.
+        weights: of the network; a correction beside them is replaced.
         split: fit on this one of its datalist only.
         members: drawn of each patient in each round.
         rounds: the first is without a correction, each further one improves on the last.
+        drop_visits: visits to ignore, as the weights were trained.
         config_file: of inference, with overlays that change the network.
 
     Returns:
         What was reached.
     """
-    if members < 1 or rounds < 1:
-        raise InputError("--members and --rounds must be at least 1", "give larger numbers")
-    config = ConfigParser()
-    config.read_config([config_file] if isinstance(config_file, str) else list(config_file))
+    check_count("members", members)
+    check_count("rounds", rounds)
+    checksum = sha256_of(Path(str(weights))) if Path(str(weights)).is_file() else ""
+    config = read_configs(config_file)
     config.update({"dataset_dir": dataset_dir, "split": split, "weights": weights, "volume_correction": None})
+    config.update({"preprocessing#transforms#0#drop_visits": list(drop_visits)})
     network, inferer = (config.get_parsed_content(name) for name in ("network", "inferer"))
     device = config.get_parsed_content("device")
     images = [item["image"].as_subclass(Tensor)[None] for item in config.get_parsed_content("dataset")]
     heatmaps = [float(inferer.heatmap(image.to(device), network).sum()) for image in tqdm(images, "heatmaps")]
     kept = [(image, volume) for image, volume in zip(images, heatmaps) if volume >= LEAST]
-    if not kept:
-        raise InputError("no patient with a lesion to come", "give more patients", file=dataset_dir)
+    if len(kept) < MIN_PATIENTS:
+        raise InputError(
+            f"{len(kept)} patients with a lesion to come; {MIN_PATIENTS} are needed, about 50 make a good fit",
+            "give more patients",
+            file=dataset_dir,
+        )
     log_odds, tried = np.zeros(COUNT), []
     for number in range(rounds + 1):  # the last one shows what was reached
         correction = VolumeCorrection(FIRST, tuple(np.round(log_odds, 3).tolist()))
@@ -85,8 +95,9 @@ def correct_volume(
         log_odds = next_log_odds(log_odds, walks)
     _, reached, best = min(tried, key=lambda trial: trial[0])
     fitted: dict[str, Any] = {"patients": len(kept), "members": members}
+    fitted |= {"steps": inferer.settings.num_steps, "amp": inferer.settings.amp, "drop_visits": list(drop_visits)}
     fitted |= {"volume_before": round(tried[0][1], 3), "volume_after": round(reached, 3)}
-    file = write_volume_correction(weights, best, fitted)
+    file = write_volume_correction(weights, best, fitted, checksum)
     return f"{file}: members hold {reached:.3f} of the heatmaps' volume, {tried[0][1]:.3f} without the correction"
 
 
@@ -118,7 +129,8 @@ def walk_patient(
 ) -> tuple[dict[float, float], float]:
     """Mean volume in voxels of one patient's members: expected at each log-SNR, and marked at the end."""
     expected = {}
-    denoise = inferer.denoise_given(network, image)
+    with torch.autocast(image.device.type, torch.bfloat16, enabled=inferer.settings.amp):  # as in a forecast
+        denoise = inferer.denoise_given(network, image)
 
     def denoise_and_add(z_t: Tensor, logsnr: Tensor) -> Tensor:
         x0 = denoise(z_t, logsnr)

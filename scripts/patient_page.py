@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import fire
-from monai.bundle import ConfigParser
 
 from bundle.errors import report_in_one_line
 from bundle.files import not_writable, write_together
 from bundle.outputs.patient_page import page_name, page_of_files
+from scripts.configs import read_configs
 
 CONFIG = Path(__file__).parent.parent / "configs" / "inference.json"
 
@@ -24,8 +24,7 @@ def main(
         calibration: calibration.json of an evaluation with the same weights and settings.
     """
     folder = Path(str(case_folder))
-    config = ConfigParser()
-    config.read_config(CONFIG)
+    config = read_configs(CONFIG)
     page = page_of_files(folder, Path(str(dataset_dir)), config.get_parsed_content("grid"), calibration)
     path = folder / page_name(folder.name) if out is None else Path(str(out))
     try:

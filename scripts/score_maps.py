@@ -11,7 +11,6 @@ import fire
 import numpy as np
 import pandas as pd
 import torch
-from monai.bundle import ConfigParser
 from sklearn.metrics import average_precision_score, roc_auc_score
 from tqdm import tqdm
 
@@ -31,6 +30,7 @@ from bundle.simulation.oracle import oracle_forecast
 from bundle.simulation.patient import simulate_patient
 from bundle.simulation.protocol import PRESETS
 from bundle.training.checkpoints import trained_weights
+from scripts.configs import read_configs
 
 DRAWS = 2000
 Forecast = Callable[[torch.Tensor], Mapping[str, np.ndarray]]
@@ -71,8 +71,7 @@ def score_maps(
 
 def network_of(weights: str, config_file: str | tuple[str, ...]) -> Forecast:
     """The forecast of these weights: image (8, H, W, S) -> maps by name, (H, W, S) float32 each."""
-    config = ConfigParser()
-    config.read_config([config_file] if isinstance(config_file, str) else list(config_file))
+    config = read_configs(config_file)
     trained, network = trained_weights(weights), config.get_parsed_content("network_def")
     if all(name.startswith("prior.") for name in trained):
         network = network.prior_alone()

@@ -32,6 +32,7 @@ from bundle.errors import report_in_one_line
 from bundle.runtime import keep_freed_memory
 from bundle.training.stage import freeze_unet
 from scripts.benchmark import Row, write
+from scripts.configs import read_configs
 
 STAGES = {"stage 1": "pretrain", "stage 2": "train"}
 OURS, PLAIN = "ours", "plain fp32 loop"
@@ -91,8 +92,7 @@ def _time_training(
     config_file: str, stage: str, way: str, dataset_dir: str, cache_dir: str, iterations: int
 ) -> tuple[float, float]:
     """Samples a second, and the fraction of the time in which the network waits for them."""
-    config, block = ConfigParser(), STAGES[stage]
-    config.read_config(config_file)
+    config, block = read_configs(config_file), STAGES[stage]
     with tempfile.TemporaryDirectory() as folder:
         config.update({"dataset_dir": dataset_dir, "cache_dir": cache_dir, "output_dir": folder})
         config.update({"epoch_length": iterations + WARM_UP, "finetuning_epochs": 1, "pretraining_epochs": 1})
@@ -161,8 +161,7 @@ def paper_memory(batch_size: int = 16) -> list[Row]:
 
 def step_memory(stage: str, micro_batch_size: int, checkpointing: bool, overlay: str = "configs/paper.json") -> int:
     """Most bytes alive in a step: weights, their average, gradients, AdamW's moments, activations of one pass."""
-    config = ConfigParser()
-    config.read_config(["configs/train.json", overlay])
+    config = read_configs(["configs/train.json", overlay])
     config.update({"network_def#gradient_checkpointing": checkpointing, "network_def#with_control": stage != "stage 1"})
     *plane, slices = config.get_parsed_content("grid").shape
     with FakeTensorMode(), PeakMemory() as memory:

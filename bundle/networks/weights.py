@@ -1,7 +1,6 @@
 """Files of weights: tensors alone, loaded into a network of the same architecture or refused."""
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,6 +13,8 @@ from torch import Tensor, nn
 from bundle.diffusion.slabs import VolumeCorrection
 from bundle.errors import InputError
 from bundle.files import not_writable, sha256_of, written_whole
+
+_LARGEST = 20  # log-odds and log-SNR; what is beyond was not fitted
 
 
 def bare(network: nn.Module) -> nn.Module:
@@ -85,18 +86,22 @@ def correction_file(weights: str | Path) -> Path:
     return weights.with_name(f"{weights.stem}_volume_correction.json")
 
 
-def write_volume_correction(weights: str | Path, correction: VolumeCorrection, fitted: Mapping[str, Any]) -> Path:
+def write_volume_correction(
+    weights: str | Path, correction: VolumeCorrection, fitted: Mapping[str, Any], checksum: str | None = None
+) -> Path:
     """Writes the correction beside the weights for which it was fitted, with their checksum.
 
     Args:
         weights: their file.
         correction: for them.
         fitted: on what, and with which result; for the reader.
+        checksum: of the weights for which it was fitted, if the file may have changed since.
 
     Raises:
         InputError: the file cannot be written.
     """
-    content = {"weights_sha256": sha256_of(Path(weights)), "volume_correction": asdict(correction), "fitted": fitted}
+    checksum = checksum or sha256_of(Path(weights))
+    content = {"weights_sha256": checksum, "volume_correction": asdict(correction), "fitted": fitted}
     file = correction_file(weights)
     try:
         with written_whole(file) as stream:
@@ -118,13 +123,16 @@ def volume_correction(weights: str | Path) -> VolumeCorrection | None:
     try:
         content = json.loads(file.read_bytes())
         fitted_for, found = content["weights_sha256"], content["volume_correction"]
+        if not isinstance(found["log_odds"], list):
+            raise TypeError
         correction = VolumeCorrection(float(found["first"]), tuple(map(float, found["log_odds"])))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError("not a correction of volumes, or damaged", fix, file=file) from error
     if fitted_for != sha256_of(Path(str(weights))):
         raise InputError(f"fitted for weights other than {Path(str(weights)).name}", fix, file=file)
-    if not all(math.isfinite(value) for value in (correction.first, *correction.log_odds)):
-        raise InputError("log-odds that are not finite", fix, file=file)
+    numbers = (correction.first, *correction.log_odds)
+    if not correction.log_odds or not all(abs(value) <= _LARGEST for value in numbers):  # NaN is no such number either
+        raise InputError(f"not one or more log-odds of at most {_LARGEST}", fix, file=file)
     return correction
 
 

@@ -40,14 +40,14 @@ SHARED = (
     "versions",
 )
 NO_SWITCH = (
-    "Each column is the forecast if the patient with these scans has had that treatment since week 0. Activity until "
-    "week 48 in spite of an effective treatment is a sign of a more active disease, so that differences are not the "
-    "effect of a change of treatment."
+    "Each column assumes that the patient has been on that treatment since week 0. Lesions that form until week 48 in "
+    "spite of an effective treatment are a sign of a more active disease, so the differences are not the effect of "
+    "changing the treatment now."
 )
 STATEMENT = (
-    "Members of the same number share their noise under all arms, so differences are taken member by member. Intervals "
-    "cover the sampling error of this number of members only, not the model's own error; the arms' effects are those "
-    "that the model learnt from its training trials."
+    "Members of the same number use the same noise under all arms, and differences are taken member by member. "
+    "Intervals cover the sampling error of this number of members only, not the model's own error. The effects of the "
+    "arms are those that the model learnt from its training trials."
 )
 
 
@@ -165,7 +165,8 @@ def comparison_page(comparison: Mapping[str, Any], views: Mapping[str, AxialView
         views: the heatmap of each arm over the FLAIR, on the slab.
     """
     figure = Figure(figsize=(15, 11), dpi=100, facecolor="white")
-    notes = wrap_notes([*((f"Warning: {text}", True) for text in comparison["warnings"]), (NO_SWITCH, False)])
+    warnings = [(f"Warning: {text}", True) for text in comparison["warnings"]]
+    notes = [*wrap_notes(warnings), *wrap_notes([(NO_SWITCH, False)])]  # however many warnings there are
     top = 1.1 + LINE * len(notes)
     header, columns, panels, scale, footer = figure.subfigures(5, 1, height_ratios=(top, 2.0, 7.8 - top, 0.8, 0.4))
     samples = comparison["num_members"]

@@ -35,7 +35,7 @@ def wrap_notes(notes: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
     lines = [(line, amber) for text, amber in notes for line in textwrap.wrap(text, NOTE_WIDTH)]
     if len(lines) > NOTES_SHOWN:
         hidden = any(amber for _, amber in lines[NOTES_SHOWN - 1 :])
-        lines[NOTES_SHOWN - 1 :] = [("More warnings and remarks stand in the JSON file.", hidden)]
+        lines[NOTES_SHOWN - 1 :] = [("More warnings and remarks are in the JSON file.", hidden)]
     return lines
 
 

@@ -10,7 +10,10 @@ from scipy.stats import ttest_rel
 
 from bundle.arms import ARMS, NULL_ARM
 from bundle.data.grid import SlabGrid
+from bundle.lesions import Volume
+from bundle.outputs import comparison
 from bundle.outputs.comparison import CompareArmsd, compare, mean_and_interval, under_each_arm
+from bundle.outputs.panels import axial_view
 from bundle.outputs.summary import summarise
 from bundle.outputs.writers import arm_entity
 
@@ -59,14 +62,14 @@ def test_a_patient_is_read_once_and_forecast_under_each_arm():
 
 
 def test_differences_are_taken_between_members_of_one_number():
-    comparison = compare({arm: forecast(arm) for arm in ARMS}, COUNTS, "avonex")
-    found = comparison["arms"]["ocrelizumab"]
+    compared = compare({arm: forecast(arm) for arm in ARMS}, COUNTS, "avonex")
+    found = compared["arms"]["ocrelizumab"]
     assert found["expected_lesions"]["mean"] == pytest.approx(COUNTS["ocrelizumab"].mean())
     paired = ttest_rel(COUNTS["ocrelizumab"], COUNTS["avonex"]).confidence_interval(0.95)
     assert found["difference"]["lesions"]["interval"] == pytest.approx(paired, abs=1e-4)
-    assert comparison["arms"]["avonex"]["difference"] == {"lesions": {"mean": 0, "interval": None}, "volume_ml": 0}
-    assert comparison["reference_arm"] == "avonex" and comparison["num_members"] == 8
-    assert comparison["arms"]["interferon_beta_1a"]["entity"] == "interferonbeta1a"
+    assert compared["arms"]["avonex"]["difference"] == {"lesions": {"mean": 0, "interval": None}, "volume_ml": 0}
+    assert compared["reference_arm"] == "avonex" and compared["num_members"] == 8
+    assert compared["arms"]["interferon_beta_1a"]["entity"] == "interferonbeta1a"
 
 
 def test_the_interval_of_a_count_is_not_negative():
@@ -83,6 +86,17 @@ def test_warnings_are_on_the_page(tmp_path):
         pages.append(imread(BytesIO(done["files"][1].read_bytes()))[..., :3])
     amber = [np.abs(page - np.array([255, 191, 0]) / 255).max(axis=-1) < 0.01 for page in pages]
     assert not amber[0].any() and (amber[1].mean(axis=1) > 0.9).sum() >= 20
+
+
+def test_the_page_says_what_is_compared_however_many_warnings_there_are(monkeypatch):
+    written = []
+    monkeypatch.setattr(comparison, "write_notes", lambda header, notes, **place: written.extend(notes))
+    warnings = [f"problem {number} " + "x" * 300 for number in range(5)]
+    brain = np.ones(GRID.shape, bool)
+    view = axial_view(Volume(RNG.random(GRID.shape), GRID.affine(np.zeros(3))), brain * 0.0, brain=brain, covered=brain)
+    compared = compare({arm: forecast(arm, warnings=warnings) for arm in ARMS}, COUNTS, "placebo")
+    comparison.comparison_page(compared, dict.fromkeys(ARMS, view))
+    assert comparison.NO_SWITCH in " ".join(text for text, _ in written)
 
 
 def test_one_member_or_equal_ones_have_a_mean_and_no_interval():

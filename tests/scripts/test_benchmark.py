@@ -23,7 +23,7 @@ def folder(trial, tiny_weights, tmp_path_factory):
     file.write_text(json.dumps(config.get()))
     with pytest.MonkeyPatch.context() as patch:
         reference = benchmark.METHODS["reference"]
-        shorter = replace(reference, changes=reference.changes | {"num_steps": 16})
+        shorter = replace(reference, changes=reference.changes | {"num_steps": 8})
         patch.setitem(benchmark.METHODS, "reference", shorter)
         # Memory takes a process for each method; it is measured in a test of its own.
         patch.setattr(benchmark, "peak_memory", lambda config_file, name, image: len(name))
@@ -48,7 +48,7 @@ def rows(folder):
 
 def test_calls_are_counted(rows):
     assert {name: row["calls_per_member"] for name, row in rows.items()} == {
-        "reference": 32,
+        "reference": 16,
         "default": 9,
         "preview": 0.01,
         "in one call a step": 24,
@@ -65,7 +65,7 @@ def test_speed_and_memory_are_those_of_a_real_run(rows):
         assert row["peak_memory_mb"] == len(row["name"])
     assert rows["reference"]["speedup_over_reference"] == 1
     flops = {name: row["flops_per_member"] for name, row in rows.items()}
-    assert flops["reference"] == pytest.approx(32 / 24 * flops["in one call a step"], rel=0.01)
+    assert flops["reference"] == pytest.approx(16 / 24 * flops["in one call a step"], rel=0.01)
     assert flops["in one call a step"] > flops["default"]  # images are encoded in every call
 
 

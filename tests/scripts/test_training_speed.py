@@ -26,7 +26,7 @@ def test_memory_is_that_of_what_is_alive():
 def test_checkpointing_and_smaller_passes_need_less(tmp_path):
     """Of the paper's network, made smaller; with the UNet frozen, a step holds its weights and average alone."""
     paper = json.loads((ROOT / "configs" / "paper.json").read_text())
-    narrow = {"channels": [16] * 3, "attention_levels": [False, False, True], "num_res_blocks": 2}
+    narrow = {"channels": [16] * 2, "attention_levels": [False, True], "num_res_blocks": 2}
     narrow |= {"norm_num_groups": 8, "num_head_channels": 8, "conditioning_channels": 16}
     overlay = tmp_path / "narrow.json"
     overlay.write_text(json.dumps({"network_def": paper["network_def"] | narrow, "grid": paper["grid"]}))
