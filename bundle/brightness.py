@@ -1,4 +1,4 @@
-"""FLAIR between -1 and 1: bright values are compressed, so that even the brightest lesions are told apart.
+"""FLAIR between -1 and 1: bright values are compressed, so that even the brightest lesions stay distinct.
 
 Linear FLAIR has two percentiles of a brain at -1 and 1. The brightest 6 ml of a brain are its lesions, and how bright
 they are tells which of them are active: clipped at 1 they would all look alike.
@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 _SHOULDER = 0.5  # up to here nothing is changed
-_BRIGHTEST = 3.0  # linear values that are still told apart
+_BRIGHTEST = 3.0  # linear values that stay distinct
 
 
 def compress_bright(flair: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from nibabel.affines import apply_affine
 from scipy import ndimage
 
 NEIGHBOURS_26 = np.ones((3, 3, 3), dtype=bool)
+MAX_COUNT = 256  # the last entry of a distribution of lesion counts means "this many or more"
 
 # FreeSurfer's labels of each region, left and right; hypointense white matter (77 to 79) is white matter.
 REGIONS = {

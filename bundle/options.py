@@ -39,7 +39,7 @@ def check_options(arguments: Sequence[str] | None = None) -> None:
     program, *arguments = sys.argv if arguments is None else arguments
     if not is_command(program):
         return
-    options = dict(_parsed(arguments))
+    options = dict(parsed_options(arguments))
     if arguments[:1] == ["run"] and arguments[1:2] and not _FLAG.match(arguments[1]):
         options["run_id"] = arguments[1]
     if options.get("args_file"):
@@ -81,7 +81,7 @@ def check_id(name: str, config: Mapping[str, Any], replaced: Mapping[str, Any] |
         if known is None or key == "_meta_":
             return
         if key not in known:
-            raise InputError(f"unknown option --{name}", _advice(key, known, parent))
+            raise InputError(f"unknown option --{name}", advice(key, known, parent))
         path.append(key)
         if isinstance(node, list):
             node = node[int(key)]
@@ -100,8 +100,9 @@ def _check_run_id(name: str, config: Mapping[str, Any]) -> None:
         if other not in ("imports", "initialize") and isinstance(steps, list) and steps and all(map(_is_step, steps))
     ]
     near = get_close_matches(name, known, n=1)
-    advice = f"did you mean {near[0]}?" if near else f"known ones: {', '.join(known)}"
-    raise InputError(f"unknown run id {name}", advice)
+    raise InputError(
+        f"unknown run id {name}", f"did you mean {near[0]}?" if near else f"known ones: {', '.join(known)}"
+    )
 
 
 def _is_step(step: Any) -> bool:
@@ -109,7 +110,7 @@ def _is_step(step: Any) -> bool:
     return str(step).startswith("$") or isinstance(step, Mapping) and "_target_" in step
 
 
-def _parsed(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
+def parsed_options(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
     """(name, value) of options as fire reads them."""
     for position, argument in enumerate(arguments):
         if argument == "--":  # from here on options of fire itself
@@ -137,7 +138,8 @@ def _keys(node: Any) -> list[str] | None:
     return [*_OF_COMPONENTS, *(parameter.name for parameter in parameters)]
 
 
-def _advice(key: str, known: Sequence[str], parent: str) -> str:
+def advice(key: str, known: Sequence[str], parent: str = "") -> str:
+    """What to give in the place of an unknown option below `parent`: the nearest known one, or all."""
     prefix = f"{parent}#" if parent else ""
     public = [name for name in known if name not in (*_OF_COMPONENTS, "imports", "initialize")]
     synonym = _SYNONYMS.get(key)

@@ -11,7 +11,6 @@ by another patient's. Prints a Markdown table of correlations and of what `bundl
 from collections import defaultdict
 from dataclasses import replace
 
-import fire
 import nibabel as nib
 import numpy as np
 from nibabel.affines import apply_affine
@@ -24,8 +23,9 @@ from bundle.data.grid import SlabGrid, slab_centre, to_slab
 from bundle.data.plausibility import Plausibility
 from bundle.data.transforms import normalised
 from bundle.data.volumes import read_flair, read_mask
-from bundle.errors import InputError, report_in_one_line
+from bundle.errors import InputError
 from bundle.lesions import Volume
+from scripts.command import run
 
 GRID = SlabGrid()
 LIMITS = Plausibility()
@@ -111,5 +111,4 @@ def outcome(first: Volume, second: Volume, brain: Volume) -> tuple[float, str]:
 
 
 if __name__ == "__main__":
-    report_in_one_line()
-    fire.Fire(alignment_table)
+    run(alignment_table)

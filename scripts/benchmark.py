@@ -27,7 +27,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fire
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -41,7 +40,7 @@ from bundle.data.datalist import load_split, with_outcome
 from bundle.diffusion.samplers import AncestralSampler
 from bundle.diffusion.schedules import LogSNRUniformGrid, TimeUniformGrid
 from bundle.diffusion.slabs import Condition
-from bundle.errors import Guard, InputError, report_in_one_line
+from bundle.errors import Guard, InputError
 from bundle.evaluation.bootstrap import bootstrap_weights, interval
 from bundle.evaluation.cases import Evaluation
 from bundle.evaluation.metrics import metric_named
@@ -51,7 +50,8 @@ from bundle.forecasters.base import Forecast, Patient, Role, key_of
 from bundle.forecasters.cohort import CaseReader
 from bundle.forecasters.ensemble import Diffusion, EnsembleInferer
 from bundle.runtime import keep_freed_memory, sharing
-from scripts.configs import read_configs
+from scripts import command
+from scripts.command import read_configs
 
 Row = dict[str, Any]
 REFERENCE, PREVIEW, PEER, DEFAULT, CONVERGED = "reference", "preview", "diffusers", "default", "default in 100 steps"
@@ -452,5 +452,4 @@ def draw_curves(rows: Sequence[Row], file: Path) -> None:
 
 
 if __name__ == "__main__":
-    report_in_one_line()
-    fire.Fire(run)
+    command.run(run)

@@ -1,11 +1,10 @@
-"""python -m scripts.check_simulation counts|places|sizes ...: the oracle's calibration, what images add to counts, and
-how large the simulated effects are.
+"""python -m scripts.check_simulation counts|locations|sizes ...: the oracle's calibration, what images add to
+counts, and how large the simulated effects are.
 """
 
 import warnings
 from dataclasses import asdict, replace
 
-import fire
 import numpy as np
 import pandas as pd
 import statsmodels.api as sm
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from bundle.arms import ARMS, NULL_ARM
 from bundle.data.grid import SlabGrid, slab_centre, to_slab
 from bundle.data.masks import mask_to_slab
-from bundle.errors import InputError, report_in_one_line
+from bundle.errors import InputError
 from bundle.simulation.acquisition import diffuse_extent
 from bundle.simulation.anatomy import AFFINE, VOXEL_MM3
 from bundle.simulation.disease import draw_disease, patient_anatomy, patient_history, union
@@ -29,6 +28,7 @@ from bundle.simulation.events import History, assigned_arm
 from bundle.simulation.observation import Observation, observe
 from bundle.simulation.oracle import COUNTS, MAX_COUNT, Oracle
 from bundle.simulation.protocol import PRESETS, Protocol
+from scripts.command import run
 
 
 def counts(patients: int = 12000, preset: str = "trial", seed: int = 7, trained: int = 6000) -> None:
@@ -45,13 +45,15 @@ def counts(patients: int = 12000, preset: str = "trial", seed: int = 7, trained:
     arms = np.array([assigned_arm(seed, i) for i in range(patients + trained)])
     truth = np.array([h.count(a, 1) for h, a in zip(histories, arms)])
     oracle = Oracle(protocol)
-    told = [
+    forecasts = [
         oracle(observe(h, a, protocol), a if h.sees_arm else NULL_ARM)
         for h, a in tqdm(list(zip(histories, arms))[:patients], "oracle")
     ]
-    pmf = np.array([f.count_pmf for f in told])
+    pmf = np.array([f.count_pmf for f in forecasts])
     test, fit = slice(patients), slice(patients, None)
-    for line in calibration(pmf, truth[test], np.array([f.expected_count for f in told]), np.random.default_rng(0)):
+    for line in calibration(
+        pmf, truth[test], np.array([f.expected_count for f in forecasts]), np.random.default_rng(0)
+    ):
         print(line)
     only_counts = [
         oracle(without_signs(observe(h, a, protocol)), a if h.sees_arm else NULL_ARM)
@@ -72,7 +74,7 @@ def counts(patients: int = 12000, preset: str = "trial", seed: int = 7, trained:
 
 
 def without_signs(seen: Observation) -> Observation:
-    """The counts of the masks and the tables: smouldering lesions are not told from quiet ones."""
+    """The counts of the masks and the tables: smouldering lesions are not distinguished from quiet ones."""
     return Observation(
         num_gd=seen.num_gd,
         num_t2=seen.num_t2 + seen.num_smouldering,
@@ -83,8 +85,10 @@ def without_signs(seen: Observation) -> Observation:
     )
 
 
-def places(patients: int = 100, trained: int = 200, arm: str = "placebo", preset: str = "trial", seed: int = 7) -> None:
-    """Log scores of the places of new lesions on the model's grid: oracle, frequency map, and what the signs are worth.
+def locations(
+    patients: int = 100, trained: int = 200, arm: str = "placebo", preset: str = "trial", seed: int = 7
+) -> None:
+    """Log scores of the locations of new lesions on the model's grid: oracle, frequency map, what the signs are worth.
 
     Args:
         patients: to forecast, from the first with a lesion to come.
@@ -118,9 +122,9 @@ def places(patients: int = 100, trained: int = 200, arm: str = "placebo", preset
                 "oracle without the spatial law": replace(seen, territories=None),
                 "oracle without activity": replace(seen, status=np.where(status > 0, QUIET, 0).astype(np.uint8)),
             }
-            told = {n: to_slab(oracle(o, number).footprint, AFFINE, affine, grid) for n, o in variants.items()}
+            footprints = {n: to_slab(oracle(o, number).footprint, AFFINE, affine, grid) for n, o in variants.items()}
             labels, n = label(mask_to_slab(lesions, AFFINE, affine, grid), np.ones((3, 3, 3)))
-            for name, values in (told | maps).items():
+            for name, values in (footprints | maps).items():
                 density = np.where(brain, values, 0)
                 density = 0.99 * density / density.sum() + 0.01 * brain / brain.sum()
                 gain = np.log(np.maximum(density * brain.sum(), 1e-3))
@@ -133,9 +137,9 @@ def places(patients: int = 100, trained: int = 200, arm: str = "placebo", preset
         by_patient = paired.groupby("patient").sum()
         error = np.sqrt(((by_patient - paired.mean() * paired.groupby("patient").size()) ** 2).sum()) / len(paired)
         per_voxel = np.average(group.nats, weights=group.voxels)
-        told = f"{group.nats.mean():.3f} a lesion, {per_voxel:.3f} a voxel"
+        score = f"{group.nats.mean():.3f} a lesion, {per_voxel:.3f} a voxel"
         gained = f"{paired.mean():+.3f} a lesion (standard error {error:.3f})"
-        print(f"{name:32s} nats over uniform: {told}; over the map of 3 mm: {gained}; {len(group)} lesions")
+        print(f"{name:32s} nats over uniform: {score}; over the map of 3 mm: {gained}; {len(group)} lesions")
 
 
 def sizes(patients: int = 20000, brains: int = 20, preset: str = "trial", seed: int = 4, resamples: int = 300) -> None:
@@ -168,8 +172,8 @@ def sizes(patients: int = 20000, brains: int = 20, preset: str = "trial", seed: 
     )
     low, high = drawn.quantile(0.025), drawn.quantile(0.975)
     print(pd.DataFrame({"value": effect_sizes(table), "low": low, "high": high}).round(3).to_string())
-    told = f"{np.mean(extent):.0f} ({min(extent):.0f} to {max(extent):.0f})"
-    print(f"diffusely abnormal white matter in the slab, mean (least to greatest) of {brains} brains: {told} ml")
+    volume = f"{np.mean(extent):.0f} ({min(extent):.0f} to {max(extent):.0f})"
+    print(f"diffusely abnormal white matter in the slab, mean (least to greatest) of {brains} brains: {volume} ml")
 
 
 def effect_sizes(table: pd.DataFrame) -> pd.Series:
@@ -281,5 +285,4 @@ def _protocol(preset: str) -> Protocol:
 
 
 if __name__ == "__main__":
-    report_in_one_line()
-    fire.Fire({"counts": counts, "places": places, "sizes": sizes})
+    run({"counts": counts, "locations": locations, "sizes": sizes})

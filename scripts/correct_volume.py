@@ -10,20 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fire
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from bundle.diffusion.slabs import VolumeCorrection, net2_probability, outcome_shape
-from bundle.errors import InputError, report_in_one_line
+from bundle.errors import InputError
 from bundle.files import sha256_of
 from bundle.forecasters.ensemble import EnsembleInferer, check_count
-from bundle.networks.weights import write_volume_correction
+from bundle.networks.weights import write_fitted
 from bundle.runtime import keep_freed_memory
 from bundle.seeding import Streams
-from scripts.configs import read_configs
+from scripts.command import read_configs, run
 
 FIRST, COUNT = -4.0, 6  # log-SNR at which lesions form: -4 to 1
 DAMPING = 0.7  # what is added at one level is kept at the next ones, so that a full correction would be too much
@@ -97,7 +96,7 @@ def correct_volume(
     fitted: dict[str, Any] = {"patients": len(kept), "members": members}
     fitted |= {"steps": inferer.settings.num_steps, "amp": inferer.settings.amp, "drop_visits": list(drop_visits)}
     fitted |= {"volume_before": round(tried[0][1], 3), "volume_after": round(reached, 3)}
-    file = write_volume_correction(weights, best, fitted, checksum)
+    file = write_fitted(weights, "volume_correction", best, fitted, checksum)
     return f"{file}: members hold {reached:.3f} of the heatmaps' volume, {tried[0][1]:.3f} without the correction"
 
 
@@ -148,6 +147,5 @@ def next_log_odds(log_odds: np.ndarray, walks: Walks) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    report_in_one_line()
     keep_freed_memory()
-    fire.Fire(correct_volume)
+    run(correct_volume)

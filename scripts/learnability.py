@@ -13,7 +13,6 @@ import csv
 import time
 from pathlib import Path
 
-import fire
 import torch
 from tqdm import trange
 
@@ -32,11 +31,11 @@ from bundle.diffusion.predictions import (
 from bundle.diffusion.samplers import DPMSolverPP2M
 from bundle.diffusion.schedules import InterpolatedCosine, LogSNRUniformGrid, alpha_sigma
 from bundle.diffusion.slabs import Condition, SlabDenoiser, fold_slices
-from bundle.errors import report_in_one_line
 from bundle.forecasters.ensemble import EnsembleInferer
 from bundle.networks.slab_unet import ForecastNetwork
 from bundle.seeding import Streams
 from bundle.training.stage import parameter_groups, warmup_cosine
+from scripts import command
 
 WIDE = dict(
     channels=(64, 96, 160),
@@ -175,5 +174,4 @@ def member_dice(denoiser: SlabDenoiser, schedule, image, target, seed: int, num_
 
 
 if __name__ == "__main__":
-    report_in_one_line()
-    fire.Fire(run)
+    command.run(run)

@@ -2,7 +2,6 @@
 
 from itertools import product
 
-import fire
 import numpy as np
 from nibabel.affines import apply_affine
 from tqdm import tqdm
@@ -11,8 +10,8 @@ from bundle.data.bids import find_case, list_cases
 from bundle.data.grid import SlabGrid, slab_centre, to_slab
 from bundle.data.masks import mask_to_slab
 from bundle.data.volumes import read_mask
-from bundle.errors import report_in_one_line
 from bundle.lesions import LesionRule, Volume, voxel_volume_mm3
+from scripts.command import run
 
 FINE = SlabGrid(spacing_mm=(1, 1, 3), shape=(160, 192, 15))  # the masks' own grid: every marking is the same there
 COARSE = (SlabGrid(), SlabGrid(spacing_mm=(3, 3, 3), shape=(54, 64, 15)))
@@ -88,5 +87,4 @@ def summarise(measured: np.ndarray) -> str:
 
 
 if __name__ == "__main__":
-    report_in_one_line()
-    fire.Fire(survival_table)
+    run(survival_table)

@@ -4,11 +4,10 @@ import subprocess
 import zipfile
 from pathlib import Path
 
-import fire
-
 from bundle import __version__
-from bundle.errors import InputError, report_in_one_line
+from bundle.errors import InputError
 from bundle.files import check_writable, written_whole
+from scripts.command import run
 
 ROOT = Path(__file__).parent.parent
 NAME = "ms_net2_forecast"
@@ -51,5 +50,4 @@ def write_bundle(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    report_in_one_line()
-    fire.Fire(main)
+    run(main)

@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import fire
-
 from bundle.data.datalist import SPLITS, make_datalist, write_datalist
-from bundle.errors import report_in_one_line
+from scripts.command import run
 
 
 def main(
@@ -33,5 +31,4 @@ def main(
 
 
 if __name__ == "__main__":
-    report_in_one_line()
-    fire.Fire(main)
+    run(main)

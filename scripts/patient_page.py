@@ -2,12 +2,9 @@
 
 from pathlib import Path
 
-import fire
-
-from bundle.errors import report_in_one_line
 from bundle.files import not_writable, write_together
 from bundle.outputs.patient_page import page_name, page_of_files
-from scripts.configs import read_configs
+from scripts.command import read_configs, run
 
 CONFIG = Path(__file__).parent.parent / "configs" / "inference.json"
 
@@ -35,5 +32,4 @@ def main(
 
 
 if __name__ == "__main__":
-    report_in_one_line()
-    fire.Fire(main)
+    run(main)

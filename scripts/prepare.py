@@ -2,10 +2,8 @@
 
 import sys
 
-import fire
-
 from bundle.data.preparation.cohort import prepare_dataset
-from bundle.errors import report_in_one_line
+from scripts.command import run
 
 
 def main(
@@ -18,7 +16,7 @@ def main(
     """Prepares scans for the forecast: corrects bias, registers the visits of each patient, checks and documents them.
 
     Args:
-        source: folder with the scans as they come: DICOM, NIfTI in any orientation, or BIDS with any session names.
+        source: folder with the exported scans: DICOM, NIfTI in any orientation, or BIDS with any session names.
         out: folder of the data set; a run that was stopped goes on there, and patients that are done are left alone.
         table: tab- or comma-separated text that says what cannot be guessed, with some of the columns path, patient,
             participant_id, date, visit, kind, treatment_arm.
@@ -34,5 +32,4 @@ def main(
 
 
 if __name__ == "__main__":
-    report_in_one_line()
-    fire.Fire(main)
+    run(main)

@@ -11,7 +11,6 @@ The second visit of each patient of a BIDS data set is moved by up to 15 degrees
 from collections import defaultdict
 from collections.abc import Iterator
 
-import fire
 import numpy as np
 from nibabel.affines import apply_affine
 from scipy import ndimage
@@ -23,8 +22,9 @@ from bundle.data.brain import estimate_brain
 from bundle.data.preparation.agreement import register_checked
 from bundle.data.preparation.correction import correct_bias
 from bundle.data.volumes import read_flair
-from bundle.errors import InputError, report_in_one_line
+from bundle.errors import InputError
 from bundle.lesions import Volume
+from scripts.command import run
 
 MOST_DEGREES, MOST_MM = 15.0, 20.0
 SPACING_MM = (0.9, 0.9, 4.0)
@@ -128,5 +128,4 @@ def broken_scans(scan: Volume, other: Volume, rng: np.random.Generator) -> Itera
 
 
 if __name__ == "__main__":
-    report_in_one_line()
-    fire.Fire(registration_table)
+    run(registration_table)

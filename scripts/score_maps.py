@@ -7,7 +7,6 @@ members. Made for choosing between networks while they are trained.
 
 from collections.abc import Callable, Mapping
 
-import fire
 import numpy as np
 import pandas as pd
 import torch
@@ -19,7 +18,7 @@ from bundle.data.grid import SlabGrid, slab_centre, to_slab
 from bundle.data.masks import mask_to_slab
 from bundle.data.transforms import expand_case
 from bundle.diffusion.slabs import NUM_VOLUMES
-from bundle.errors import InputError, report_in_one_line
+from bundle.errors import InputError
 from bundle.evaluation.bootstrap import interval
 from bundle.evaluation.locations import density_of, log_density_ratio
 from bundle.networks.prior import PriorAlone, brain_coordinates, brain_of, sample_map
@@ -30,7 +29,7 @@ from bundle.simulation.oracle import oracle_forecast
 from bundle.simulation.patient import simulate_patient
 from bundle.simulation.protocol import PRESETS
 from bundle.training.checkpoints import trained_weights
-from scripts.configs import read_configs
+from scripts.command import read_configs, run
 
 DRAWS = 2000
 Forecast = Callable[[torch.Tensor], Mapping[str, np.ndarray]]
@@ -160,5 +159,4 @@ def _with_interval(drawn: np.ndarray) -> str:
 
 
 if __name__ == "__main__":
-    report_in_one_line()
-    fire.Fire(score_maps)
+    run(score_maps)

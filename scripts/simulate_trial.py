@@ -1,9 +1,7 @@
 """python -m scripts.simulate_trial --out DIR --patients N --seed S: writes a simulated trial as a BIDS data set."""
 
-import fire
-
-from bundle.errors import report_in_one_line
 from bundle.simulation.trial import simulate_trial
+from scripts.command import run
 
 
 def main(
@@ -33,5 +31,4 @@ def main(
 
 
 if __name__ == "__main__":
-    report_in_one_line()
-    fire.Fire(main)
+    run(main)

@@ -17,7 +17,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import fire
 import torch
 from ignite.engine import Engine
 from ignite.handlers.time_profilers import BasicTimeProfiler
@@ -28,11 +27,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from bundle.diffusion.slabs import Condition, SlabDenoiser
-from bundle.errors import report_in_one_line
 from bundle.runtime import keep_freed_memory
 from bundle.training.stage import freeze_unet
+from scripts import command
 from scripts.benchmark import Row, write
-from scripts.configs import read_configs
+from scripts.command import read_configs
 
 STAGES = {"stage 1": "pretrain", "stage 2": "train"}
 OURS, PLAIN = "ours", "plain fp32 loop"
@@ -188,5 +187,4 @@ def network_of(config: ConfigParser) -> nn.Module:
 
 
 if __name__ == "__main__":
-    report_in_one_line()
-    fire.Fire(run)
+    command.run(run)

@@ -92,7 +92,7 @@ SPOILT = {  # by label: the file, what is done to it, the message
     "TenTimes": (
         "flair_w000",
         scaled(10),
-        "voxels of 10 x 10 x 30 mm are no brain scan's; correct the qform or sform",
+        "voxels of 10 x 10 x 30 mm are implausible for a brain scan; correct the qform or sform",
     ),
     "Negative": (
         "flair_w048",
@@ -109,7 +109,7 @@ SPOILT = {  # by label: the file, what is done to it, the message
         written_again(np.ones_like),
         "1935 ml of lesions are more than any patient has (200); check that lesions are 1 and all else is 0",
     ),
-    "NoBrain": ("brain_w048", written_again(np.zeros_like), "the brain mask is empty; redo it or remove it"),
+    "NoBrain": ("brain_w048", written_again(np.zeros_like), "the brain mask is empty; recreate or remove it"),
 }
 
 
@@ -233,7 +233,10 @@ def message(trial, tiny_weights, tmp_path, monkeypatch, capsys):
         ({"dataset_dir": "nowhere"}, r"nowhere: no sub-\* folder; give the root of a BIDS data set"),
         ({"datalist": "nowhere.json"}, "nowhere.json: no datalist with 'training' in it; make it with .*"),
         ({"split": "everyone"}, ".*datalist.json: no datalist with 'everyone' in it; make it with .*"),
-        ({"weights": "nowhere.pt"}, "nowhere.pt: no weights there; train some or give their path with --weights"),
+        (
+            {"weights": "nowhere.pt"},
+            "nowhere.pt: weights file not found; train a model, or give another file with --weights",
+        ),
         (
             {"network_def#channels": [8, 16], "network_def#num_head_channels": 8},
             ".*model.pt: weights of another architecture; run with the configuration they were trained with",

@@ -50,7 +50,7 @@ def make_datalist(
     if any(isinstance(x, bool) or not isinstance(x, (int, float)) or not 0 <= x < 1 for x in fractions):
         raise InputError(f"fractions {fractions} are not in [0, 1)", "correct --validation or --test")
     if sum(fractions) >= 1:
-        raise InputError(f"fractions {fractions} leave nobody for training", "correct --validation or --test")
+        raise InputError(f"fractions {fractions} leave no patients for training", "correct --validation or --test")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError(f"seed={seed} is not a whole number of at least 0", "correct --seed")
     root = Path(str(dataset_dir))
@@ -85,7 +85,7 @@ def load_split(
     Raises:
         InputError: the file is not a datalist, has no such split, or names a patient outside the data set.
     """
-    root = Path(str(dataset_dir)).absolute()
+    root = Path(os.path.abspath(str(dataset_dir)))  # ".." goes, links stay
     path = root / "datalist.json" if datalist is None else Path(str(datalist))
     if datalist is None and not path.is_file():
         write_datalist(make_datalist(root, visits=visits), path)

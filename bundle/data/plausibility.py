@@ -102,7 +102,7 @@ class Plausibility:
         if ratio < wrong:
             problem = "fluid is not dark in it: inverted, or no FLAIR"
             raise InputError(problem, "give the FLAIR as it was acquired", case=case, file=file)
-        unusual = f"the FLAIR of {visit} has unusual contrast: fluid is hardly darker than tissue"
+        unusual = f"the FLAIR of {visit} has unusual contrast: fluid is barely darker than tissue"
         return [unusual] if ratio < doubtful else []
 
     def check_alignment(

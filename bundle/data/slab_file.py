@@ -51,7 +51,9 @@ def load_slab(file: Path, grid: SlabGrid, drop_visits: Sequence[str] = ()) -> di
     """
     case = file.parent.name
     if "w000" in drop_visits:
-        raise InputError("a slab cannot do without w000", "use a data set of NIfTI files", case=case, file=file)
+        raise InputError(
+            "w000 is required in a compact data set", "use a data set of NIfTI files", case=case, file=file
+        )
     compact, spacing_mm = _read(file)
     shapes = {kind: tuple(values.shape) for kind, values in compact.items()}
     wanted = {"flair": (3, *grid.shape), "masks": (6, *grid.shape), "expected": tuple(grid.shape)}

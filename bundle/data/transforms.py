@@ -306,7 +306,7 @@ def _brain(case: Case, flairs: Mapping[str, Volume]) -> tuple[Volume, str]:
             brain = read_mask(case.brain[visit], case.id)
             check_same_grid(brain, flairs[name], case.id)
             if not brain.values.any():
-                raise InputError("the brain mask is empty", "redo it or remove it", case=case.id, file=brain.path)
+                raise InputError("the brain mask is empty", "recreate or remove it", case=case.id, file=brain.path)
             return brain, "given"
     flair = flairs[latest_first[0]]
     found = estimate_brain(flair.values, flair.affine)

@@ -41,7 +41,7 @@ def read_volume(path: Path, case: str) -> Volume:
 
     Raises:
         InputError: unreadable, truncated, longer than its header says, not 3-D, too many voxels, colours or complex
-            numbers, NaN or infinite voxels, or an affine that is no scan's.
+            numbers, NaN or infinite voxels, or an implausible affine.
     """
     # What is wrong is refused in one line, without the remarks of numpy and nibabel on it.
     with np.errstate(all="ignore"), LoggingOutputSuppressor():
@@ -131,7 +131,7 @@ def _checked_affine(image: SpatialImage, path: Path, case: str) -> np.ndarray:
     sizes = voxel_sizes(affine)
     if sizes.min() < _SPACING_MM[0] or sizes.max() > _SPACING_MM[1]:
         measured = " x ".join(f"{size:.4g}" for size in sizes)
-        raise InputError(f"voxels of {measured} mm are no brain scan's", fix, case=case, file=path)
+        raise InputError(f"voxels of {measured} mm are implausible for a brain scan", fix, case=case, file=path)
     if abs(np.linalg.det(affine[:3, :3])) < _LEAST_VOLUME * sizes.prod():
         raise InputError("the axes of its affine are nearly parallel", fix, case=case, file=path)
     return affine

@@ -23,7 +23,8 @@ from bundle.evaluation.bootstrap import bootstrap_weights
 from bundle.evaluation.cases import Evaluation
 from bundle.evaluation.tables import ALL, COLUMNS, Group, rows_of
 from bundle.forecasters.base import Forecaster, Role
-from bundle.forecasters.ensemble import Diffusion, EnsembleInferer
+from bundle.forecasters.counts import CountModel
+from bundle.forecasters.ensemble import Diffusion, EnsembleInferer, OneCall
 from bundle.lesions import LesionRule
 from bundle.metrics import Values, weighted_mean
 from bundle.networks.weights import load_weights
@@ -40,14 +41,17 @@ def with_model(
     network: nn.Module,
     inferer: EnsembleInferer,
     rule: LesionRule,
+    counts: CountModel | None = None,
 ) -> dict[str, Forecaster]:
     """Forecasters from w000 alone and, where there are weights of it, the model as "diffusion".
 
-    The weights are loaded into a copy of `network`, which keeps its own.
+    The weights are loaded into a copy of `network`, which keeps its own. With a count model no members are drawn.
     """
     if weights is None or not Path(weights).is_file():
         return dict(forecasters)
-    return {**forecasters, "diffusion": Diffusion(load_weights(copy.deepcopy(network), weights), inferer, rule)}
+    network = load_weights(copy.deepcopy(network), weights)
+    model = Diffusion(network, inferer, rule) if counts is None else OneCall(network, inferer, counts)
+    return {**forecasters, "diffusion": model}
 
 
 def forecast_arms(evaluation: Evaluation, rank: int = 0, world: int = 1) -> None:

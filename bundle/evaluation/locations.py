@@ -80,10 +80,9 @@ def site_scores(
     bins = len(SITE_PROBABILITIES) - 1
     if np.isnan(forecast.counts).any():
         return {name: np.full(bins, np.nan) for name in ("sites", "site probability", "sites with a lesion")}
-    levels = (np.arange(200) + 0.5) / 200
-    counts = np.quantile(forecast.counts, levels, weights=forecast.probabilities, method="inverted_cdf")
     heatmap = Volume(np.where(brain, forecast.heatmap, 0), affine)
-    sites = likely_sites(heatmap, counts, limit=max(NUM_SITES), radius_mm=RADIUS_MM, min_probability=0)
+    distribution = forecast.counts, forecast.probabilities
+    sites = likely_sites(heatmap, *distribution, limit=max(NUM_SITES), radius_mm=RADIUS_MM, min_probability=0)
     p = np.array([site.probability for site in sites])
     centres_mm = np.array([site.centre_mm for site in sites]).reshape(-1, 3)
     lesions = lesions_of(outcome, brain, affine, rule)

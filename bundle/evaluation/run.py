@@ -19,14 +19,14 @@ from bundle.evaluation.cases import Evaluation
 from bundle.evaluation.cuts import choose_cuts
 from bundle.evaluation.effects import complete_patients, effects_table, expected_counts, forecast_arms, true_counts
 from bundle.evaluation.metrics import TABLES
+from bundle.evaluation.platt import Recalibration
 from bundle.evaluation.provenance import Provenance, describe_weights, is_simulated
-from bundle.evaluation.recalibration import Recalibration
 from bundle.evaluation.reliability import measured_calibration
 from bundle.evaluation.report import Report
 from bundle.evaluation.scoring import Scores
 from bundle.evaluation.tables import all_tables
 from bundle.files import written_whole
-from bundle.forecasters.base import Forecaster, Role, ensembles
+from bundle.forecasters.base import Forecaster, Role, ensembles, plain
 from bundle.outputs.writers import json_bytes
 from bundle.runtime import sharing
 
@@ -195,13 +195,14 @@ def _write_calibration(evaluation: Evaluation, model: str, scores: Scores, prove
     weights = describe_weights(provenance.weights)
     if weights is None:
         return
+    forecaster = ensembles(evaluation.forecasters)[model]
     measured = measured_calibration(
         scores,
         data_set=Path(evaluation.dataset_dir).name,
         simulated=is_simulated(evaluation.dataset_dir),
         split=provenance.split,
         weights_sha256=weights["sha256"],
-        sampling=ensembles(evaluation.forecasters)[model].inferer.settings.as_dict(),
+        sampling=forecaster.inferer.settings.as_dict() | {"count_model": plain(forecaster.counts)},
     )
     path = Path(evaluation.output_dir) / "calibration.json"
     with written_whole(path) as stream:

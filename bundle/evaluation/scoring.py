@@ -12,7 +12,7 @@ from bundle.forecasters.cohort import ObservedCase
 from bundle.lesions import DetectionRule, LesionRule, voxel_volume_mm3
 from bundle.metrics import Values, crps, fair_crps, quantile
 
-SCORES_VERSION = 4  # raise it when a forecaster or `Scoring` gives other numbers with the same settings
+SCORES_VERSION = 5  # raise it when a forecaster or `Scoring` gives other numbers with the same settings
 # Bins of heatmap probabilities: 0, then 1000 geometric steps of 1.4 % from 1e-6 to 1. They separate the fractions of
 # up to 70 members, and change AP and AUC of smooth maps by less than .001.
 BIN_EDGES = np.concatenate([[-np.inf], np.geomspace(1e-6, 1, 1001)[:-1], [np.inf]])
@@ -96,6 +96,7 @@ def _member_scores(forecast: Forecast, observed: ObservedCase) -> dict[str, Valu
         "crps of first members": np.array([crps(counts[:k], np.full(k, 1 / k), true_count) for k in sizes]),
         "brier of first members": np.array([np.square(marks[k - 1] / k - truth).mean() for k in sizes]),
         "member_counts": counts,
+        "counted members": np.array(len(counts) if forecast.of_members else 0),
         "members": np.packbits(members.reshape(len(members), -1), axis=1),
     }
 
@@ -114,7 +115,7 @@ def number(name: str, forecast: Forecast, true_count: int) -> float:
         return crps(forecast.counts, forecast.probabilities, true_count)
     if name == "fair_crps":  # what is not an ensemble states its distribution itself
         members = forecast.member_counts
-        return number("crps", forecast, true_count) if members is None else fair_crps(members, true_count)
+        return fair_crps(members, true_count) if forecast.of_members else number("crps", forecast, true_count)
     if name in ("fewer", "at_most"):  # the distribution function at the true count, without and with its own chance
         inside = forecast.counts < true_count if name == "fewer" else forecast.counts <= true_count
         return float(forecast.probabilities @ inside)
@@ -173,8 +174,8 @@ class Scores:
 
     @property
     def log_odds(self) -> Values:
-        """(N, R), of P(active); of an ensemble of K members of (active + 1/2) / (K + 1), which is never 0 or 1."""
-        if "member_counts" not in self.values:
+        """(N, R), of P(active); of a fraction of K members of (active + 1/2) / (K + 1), which is never 0 or 1."""
+        if not np.any(self.values.get("counted members", 0)):
             return logit(np.clip(self["p_active"], 1e-6, 1 - 1e-6))
         counts = self["member_counts"]
         return logit(((counts > 0).sum(axis=1, keepdims=True) + 0.5) / (counts.shape[1] + 1))

@@ -22,7 +22,6 @@ _REGIONS, ANY_VOXEL = ("cerebral white matter", "cortex"), ", any voxel"  # Fave
 # Where a lesion is present: in the region that holds most of it, or, as the paper's "at least one lesion in that
 # region" is read here, in every region that holds a voxel of it.
 SCORED_REGIONS = (*_REGIONS, *(f"{region}{ANY_VOXEL}" for region in _REGIONS))
-MAX_COUNT = 256  # the last entry of a count distribution means "this many or more"
 
 
 class Role(str, Enum):
@@ -98,6 +97,7 @@ class Forecast:
         heatmap: (H, W, S) float32, probability of each voxel to lie in a lesion; None if not forecast.
         members: (K, H, W, S) bool, the lesions of each member, if the forecast is an ensemble.
         member_counts: (K,) number of lesions of each member.
+        of_members: whether p_active and the counts are those of the members; they may come from elsewhere.
     """
 
     p_active: float
@@ -107,6 +107,7 @@ class Forecast:
     heatmap: np.ndarray | None = None
     members: np.ndarray | None = None
     member_counts: np.ndarray | None = None
+    of_members: bool = False
 
     @cached_property
     def expected_count(self) -> float:

@@ -19,9 +19,9 @@ from sklearn.preprocessing import StandardScaler
 from statsmodels.genmod import families
 from statsmodels.genmod.generalized_linear_model import GLM, GLMResultsWrapper
 
-from bundle.forecasters.base import MAX_COUNT, SCORED_REGIONS, Forecast, Patient, Role, findings_of, key_of
+from bundle.forecasters.base import SCORED_REGIONS, Forecast, Patient, Role, findings_of, key_of
 from bundle.forecasters.cohort import MASKS, MONTHS, Cohort, count_masks
-from bundle.lesions import LesionRule
+from bundle.lesions import MAX_COUNT, LesionRule
 from bundle.seeding import seed_of
 
 
@@ -316,10 +316,10 @@ class Regression:
     def _numbers(self, lesions: Mapping[str, int | None], covariates: Mapping[str, float | None]) -> list[float]:
         """Masks and covariates as the regressions use them; NaN where unknown."""
         counts = [lesions[mask] for mask in self.masks]
-        told = {name: covariates.get(name) for name in self.covariates}
+        known = {name: covariates.get(name) for name in self.covariates}
         return [np.nan if count is None else float(np.log1p(count)) for count in counts] + [
             np.nan if value is None else float(np.log(value) if name in MONTHS else value)
-            for name, value in told.items()
+            for name, value in known.items()
         ]
 
     def _features(self, patients: Iterable[tuple[int, list[float]]]) -> np.ndarray:

@@ -32,7 +32,7 @@ class BestPossible:
         visit: the last visit to use.
         with_heatmap: also forecast the heatmap; without it a patient takes milliseconds instead of seconds.
         masks: read the lesions from the masks as they were written, with readers' errors and missing masks, and take
-            them for right. A second ceiling, below the first; needs w048 and forecasts the heatmap.
+            them as correct. A second ceiling, below the first; needs w048 and forecasts the heatmap.
 
     Raises:
         ValueError: `masks` with another visit or without the heatmap.

@@ -29,7 +29,8 @@ from bundle.diffusion.slabs import (
 )
 from bundle.errors import InputError
 from bundle.forecasters.base import SCORED_REGIONS, Forecast, Patient, Role, findings_of, key_of, plain
-from bundle.lesions import LesionRule, Volume
+from bundle.forecasters.counts import CountModel, count_features
+from bundle.lesions import LesionRule, Volume, voxel_volume_mm3
 from bundle.seeding import Streams, digest_of
 
 _BAR = "{l_bar}{bar}| {n:.1f}/{total:.0f} members [{elapsed}<{remaining}]"
@@ -281,14 +282,27 @@ class Diffusion:
         inferer: draws members (B, K, H, W, S), given images and network.
         rule: what counts as a lesion of a member.
         one_call: the heatmap is the network's one-call heatmap, else the fraction of members.
+        counts: P(active) and the count follow from the heatmap by this model; from the members if not given.
+
+    Raises:
+        ValueError: `counts` without `one_call`: it is fitted to one-call heatmaps.
     """
 
     role = Role.MODEL
 
-    def __init__(self, network: nn.Module, inferer: EnsembleInferer, rule: LesionRule, one_call: bool = True) -> None:
-        self.network, self.inferer, self.rule, self.one_call = network, inferer, rule, one_call
+    def __init__(
+        self,
+        network: nn.Module,
+        inferer: EnsembleInferer,
+        rule: LesionRule,
+        one_call: bool = True,
+        counts: CountModel | None = None,
+    ) -> None:
+        if counts is not None and not one_call:
+            raise ValueError("a count model is fitted to one-call heatmaps")
+        self.network, self.inferer, self.rule, self.one_call, self.counts = network, inferer, rule, one_call, counts
         weights = digest_of(*(value.cpu().float().numpy().tobytes() for value in network.state_dict().values()))
-        self.key = key_of("diffusion", weights, settings=inferer.settings, rule=rule, one_call=one_call)
+        self.key = key_of("diffusion", weights, settings=inferer.settings, rule=rule, one_call=one_call, counts=counts)
         self.device = next(network.parameters()).device
 
     @property
@@ -298,7 +312,8 @@ class Diffusion:
 
     def with_members(self, num_members: int) -> "Diffusion":
         """The same model with ensembles of another size; the members that both draw are the same."""
-        return Diffusion(self.network, self.inferer.with_settings(num_members=num_members), self.rule, self.one_call)
+        inferer = self.inferer.with_settings(num_members=num_members)
+        return Diffusion(self.network, inferer, self.rule, self.one_call, self.counts)
 
     def __call__(self, patient: Patient) -> Sequence[Forecast]:
         """
@@ -307,7 +322,10 @@ class Diffusion:
         """
         members = self._run(self.inferer, patient)
         heatmap = self.heatmap(patient) if self.one_call else None
-        return [ensemble_forecast(members, patient.affine, self.rule, patient.dseg, heatmap)]
+        forecast = ensemble_forecast(members, patient.affine, self.rule, patient.dseg, heatmap)
+        if self.counts is None or heatmap is None:
+            return [forecast]
+        return [with_counts(forecast, self.counts, heatmap, patient)]
 
     def heatmap(self, patient: Patient) -> np.ndarray:
         """The one-call heatmap, (H, W, S) float32, 0 outside the brain."""
@@ -320,6 +338,51 @@ class Diffusion:
         if not np.isfinite(maps).all():  # NaN would be counted as "no lesion"
             raise InputError("the network's output is not finite", "use other weights", case=patient.case)
         return maps * patient.brain
+
+
+class OneCall:
+    """The same model's heatmap, P(active) and count by one network call: no members, and no regions.
+
+    Args:
+        network: with its weights.
+        inferer: makes the heatmap.
+        counts: fitted for these weights.
+
+    Raises:
+        InputError: there is no count model for the weights.
+    """
+
+    role, num_members = Role.MODEL, None
+
+    def __init__(self, network: nn.Module, inferer: EnsembleInferer, counts: CountModel | None) -> None:
+        if counts is None:
+            raise InputError(
+                "no count model for these weights", "fit it with scripts.fit_counts, or leave one_call out"
+            )
+        self.model, self.counts = Diffusion(network, inferer, LesionRule(), counts=counts), counts
+        self.key = key_of("one call", self.model.key)
+
+    def __call__(self, patient: Patient) -> Sequence[Forecast]:
+        """
+        Raises:
+            InputError: the network's output is not finite.
+        """
+        heatmap = self.model.heatmap(patient)
+        forecast = Forecast(np.nan, np.empty(0), np.empty(0), heatmap=heatmap)
+        return [with_counts(forecast, self.counts, heatmap, patient)]
+
+
+def with_counts(forecast: Forecast, counts: CountModel, heatmap: np.ndarray, patient: Patient) -> Forecast:
+    """The forecast with P(active) and the count that follow from the heatmap (H, W, S)."""
+    volume_ml = float(heatmap.sum(dtype=np.float64)) * voxel_volume_mm3(patient.affine) / 1000
+    probabilities = counts(count_features(patient.image.numpy(), volume_ml))
+    return replace(
+        forecast,
+        p_active=float(1 - probabilities[0]),
+        counts=np.arange(len(probabilities)),
+        probabilities=probabilities,
+        of_members=False,
+    )
 
 
 def ensemble_forecast(
@@ -351,4 +414,5 @@ def ensemble_forecast(
         heatmap=marks.mean(axis=0, dtype=np.float32) if heatmap is None else heatmap,
         members=marks,
         member_counts=member_counts,
+        of_members=True,
     )

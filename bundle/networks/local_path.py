@@ -21,11 +21,11 @@ def logsnr_to_timestep(logsnr: Tensor) -> Tensor:
 
 
 class LocalPath(nn.Module):
-    """Two 3D convolutions around the UNet, the same in every slice: what neighbouring voxels tell about each other.
+    """Two 3D convolutions around the UNet, the same in every slice: context from neighbouring voxels.
 
     In z_t the voxels of one lesion support each other, and FLAIR of a year ago is the best estimate of FLAIR today.
     Both are local and alike everywhere, but a 2D network with slices as channels must learn them anew for each slice,
-    and carry every voxel through the width of its first level. A lesion of one voxel is told from noise by its own
+    and carry every voxel through the width of its first level. A lesion of one voxel differs from noise by its own
     neighbours only, so patches are not folded here.
 
     Of the mask, the last contrast, the second convolution gives the log-likelihoods of `hypotheses` in which the voxel

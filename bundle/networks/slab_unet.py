@@ -202,12 +202,12 @@ class ForecastNetwork(nn.Module):
         z_t, volumes = (x.unflatten(1, (-1, self.num_slices)) for x in (z_t, backbone))
         if self.prior is None:
             return (volumes + self._local(z_t, volumes, encoded, logsnr)).flatten(1, 2)
-        told = expand_to((_GATE * alpha_sigma(logsnr.float())[0]).clamp(max=1), volumes).to(volumes.dtype)
+        gate = expand_to((_GATE * alpha_sigma(logsnr.float())[0]).clamp(max=1), volumes).to(volumes.dtype)
         prior = encoded["prior"].to(volumes.dtype)[:, None]
         *others, mask = volumes.split([volumes.shape[1] - 1, 1], dim=1)
-        volumes = torch.cat([*others, told * mask + prior], dim=1)
+        volumes = torch.cat([*others, gate * mask + prior], dim=1)
         *others, mask = self._local(z_t, volumes, encoded, logsnr).split([volumes.shape[1] - 1, 1], dim=1)
-        return (volumes + torch.cat([*others, told * mask], dim=1)).flatten(1, 2)
+        return (volumes + torch.cat([*others, gate * mask], dim=1)).flatten(1, 2)
 
     def _local(self, z_t: Tensor, volumes: Tensor, encoded: dict[str, Tensor], logsnr: Tensor) -> Tensor:
         """What the local path adds to `volumes` (B, outcome_contrasts, S, H, W)."""

@@ -1,11 +1,11 @@
 """Files of weights: tensors alone, loaded into a network of the same architecture or refused."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from bundle.diffusion.slabs import VolumeCorrection
 from bundle.errors import InputError
 from bundle.files import not_writable, sha256_of, written_whole
 
+T = TypeVar("T")
 _LARGEST = 20  # log-odds and log-SNR; what is beyond was not fitted
 
 
@@ -58,7 +59,9 @@ def read_state(path: str | Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise InputError("no weights there", "train some or give their path with --weights", file=path) from None
+        raise InputError(
+            "weights file not found", "train a model, or give another file with --weights", file=path
+        ) from None
     except Exception as error:  # unpickling fails in many ways on what is not a file of weights
         raise InputError("not a file of weights, or damaged", "give a file written by training", file=path) from error
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
@@ -80,29 +83,29 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     return network
 
 
-def correction_file(weights: str | Path) -> Path:
-    """The file beside the weights with their `VolumeCorrection`: for model.pt, model_volume_correction.json."""
+def fitted_file(weights: str | Path, kind: str) -> Path:
+    """The file beside the weights with what was fitted for them: for model.pt, model_<kind>.json."""
     weights = Path(str(weights))
-    return weights.with_name(f"{weights.stem}_volume_correction.json")
+    return weights.with_name(f"{weights.stem}_{kind}.json")
 
 
-def write_volume_correction(
-    weights: str | Path, correction: VolumeCorrection, fitted: Mapping[str, Any], checksum: str | None = None
+def write_fitted(
+    weights: str | Path, kind: str, value: Any, fitted: Mapping[str, Any], checksum: str | None = None
 ) -> Path:
-    """Writes the correction beside the weights for which it was fitted, with their checksum.
+    """Writes what was fitted for these weights beside them, with their checksum.
 
     Args:
         weights: their file.
-        correction: for them.
+        kind: names the file and the entry in it.
+        value: a dataclass of numbers.
         fitted: on what, and with which result; for the reader.
         checksum: of the weights for which it was fitted, if the file may have changed since.
 
     Raises:
         InputError: the file cannot be written.
     """
-    checksum = checksum or sha256_of(Path(weights))
-    content = {"weights_sha256": checksum, "volume_correction": asdict(correction), "fitted": fitted}
-    file = correction_file(weights)
+    content = {"weights_sha256": checksum or sha256_of(Path(weights)), kind: asdict(value), "fitted": fitted}
+    file = fitted_file(weights, kind)
     try:
         with written_whole(file) as stream:
             stream.write((json.dumps(content, indent=2) + "\n").encode())
@@ -111,29 +114,56 @@ def write_volume_correction(
     return file
 
 
-def volume_correction(weights: str | Path) -> VolumeCorrection | None:
-    """The correction that `scripts.correct_volume` fitted for these weights; None if it has not been run for them.
+def read_fitted(weights: str | Path, kind: str, build: Callable[[Any], T], script: str) -> T | None:
+    """What `write_fitted` wrote for these weights; None if there is no such file.
+
+    Args:
+        weights, kind: as for `write_fitted`.
+        build: makes the value of what the file holds; raises ValueError, TypeError or LookupError where that is wrong.
+        script: that fits it.
 
     Raises:
         InputError: the file is damaged, or was fitted for other weights.
     """
-    file, fix = correction_file(weights), "fit it again with scripts.correct_volume, or delete it"
+    file, fix = fitted_file(weights, kind), f"fit it again with {script}, or delete it"
     if not file.is_file() or not Path(str(weights)).is_file():
         return None
     try:
         content = json.loads(file.read_bytes())
-        fitted_for, found = content["weights_sha256"], content["volume_correction"]
-        if not isinstance(found["log_odds"], list):
-            raise TypeError
-        correction = VolumeCorrection(float(found["first"]), tuple(map(float, found["log_odds"])))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError("not a correction of volumes, or damaged", fix, file=file) from error
+        fitted_for, value = content["weights_sha256"], build(content[kind])
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise InputError(f"not a file of {script}, or damaged", fix, file=file) from error
     if fitted_for != sha256_of(Path(str(weights))):
         raise InputError(f"fitted for weights other than {Path(str(weights)).name}", fix, file=file)
-    numbers = (correction.first, *correction.log_odds)
-    if not correction.log_odds or not all(abs(value) <= _LARGEST for value in numbers):  # NaN is no such number either
-        raise InputError(f"not one or more log-odds of at most {_LARGEST}", fix, file=file)
-    return correction
+    return value
+
+
+def numbers_of(values: Any, least: int, largest: float) -> tuple[float, ...]:
+    """A list of at least so many numbers, none of greater size, as a tuple.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(values, list) or len(values) < least:
+        raise ValueError(f"not a list of {least} or more numbers")
+    numbers = tuple(map(float, values))
+    if not all(abs(number) <= largest for number in numbers):  # NaN is not
+        raise ValueError(f"numbers beyond {largest}")
+    return numbers
+
+
+def volume_correction(weights: str | Path) -> VolumeCorrection | None:
+    """The correction that `scripts.correct_volume` fitted for these weights; None if it has not been run for them.
+
+    Raises:
+        InputError: see `read_fitted`.
+    """
+
+    def build(found: Any) -> VolumeCorrection:
+        (first,) = numbers_of([found["first"]], 1, _LARGEST)
+        return VolumeCorrection(first, numbers_of(found["log_odds"], 1, _LARGEST))
+
+    return read_fitted(weights, "volume_correction", build, "scripts.correct_volume")
 
 
 @contextmanager

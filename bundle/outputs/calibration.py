@@ -1,4 +1,4 @@
-"""How often forecasts like this one came true: what an evaluation measured, told on a patient's page."""
+"""How often forecasts like this one came true: what an evaluation measured, shown on a patient's page."""
 
 import json
 from collections.abc import Mapping
@@ -44,7 +44,8 @@ def calibration_sentence(calibration: Mapping[str, Any] | None, forecast: Mappin
         return f"{UNKNOWN}: the calibration that was given was measured with other weights."
     if calibration["split"] in ("training", "all"):
         return f"{UNKNOWN}: the calibration that was given was measured on patients of the model's training."
-    measured, used = calibration["sampling"], forecast["sampling"]
+    measured = calibration["sampling"]
+    used = forecast["sampling"] | {"count_model": forecast.get("count_model")}
     for name in sorted(set(measured) | set(used)):
         if name not in IRRELEVANT and measured.get(name) != used.get(name):
             return f"{UNKNOWN}: the calibration that was given was measured with another {name}."

@@ -33,6 +33,7 @@ SHARED = (
     "notice",
     "case",
     "num_members",
+    "count_source",
     "inputs",
     "warnings",
     "sampling",
@@ -45,6 +46,10 @@ NO_SWITCH = (
     "changing the treatment now."
 )
 STATEMENT = (
+    "Chances and numbers of lesions follow from the heatmap of each arm. Errors of the model are not included: the "
+    "effects of the arms are those that it learnt from its training trials."
+)
+STATEMENT_OF_MEMBERS = (
     "Members of the same number use the same noise under all arms, and differences are taken member by member. "
     "Intervals cover the sampling error of this number of members only, not the model's own error. The effects of the "
     "arms are those that the model learnt from its training trials."
@@ -122,21 +127,35 @@ def compare(
     Returns:
         What the forecasts share; reference_arm; statement; arms, for each its entity in file names, p_active with its
         interval, expected_lesions, expected_volume_ml of the heatmap, and the difference of both from the reference.
-        Lesions are means over members, differences of lesions over pairs of members, see `mean_and_interval`.
+        Lesions that are counted in members are means over members, differences of lesions means over pairs of members,
+        see `mean_and_interval`; those that follow from the heatmap have no interval.
     """
     volume = {arm: forecast["volume_ml"]["mean"] for arm, forecast in forecasts.items()}
+    from_members = forecasts[reference]["count_source"] == "members"
+    expected = {arm: forecast["count"]["mean"] for arm, forecast in forecasts.items()}
+
+    def lesions(arm: str) -> dict[str, Any]:
+        if from_members:
+            return mean_and_interval(counts[arm], least=0)
+        return {"mean": expected[arm], "interval": None}
+
+    def difference(arm: str) -> dict[str, Any]:
+        if from_members:
+            return mean_and_interval(counts[arm] - counts[reference])
+        return {"mean": round(expected[arm] - expected[reference], 4), "interval": None}
+
     return {name: forecasts[reference][name] for name in SHARED} | {
         "reference_arm": reference,
-        "statement": f"{NO_SWITCH} {STATEMENT}",
+        "statement": f"{NO_SWITCH} {STATEMENT_OF_MEMBERS if from_members else STATEMENT}",
         "arms": {
             arm: {
                 "entity": arm_entity(arm),
                 "p_active": forecasts[arm]["p_active"],
                 "p_active_interval": forecasts[arm]["p_active_interval"],
-                "expected_lesions": mean_and_interval(counts[arm], least=0),
+                "expected_lesions": lesions(arm),
                 "expected_volume_ml": volume[arm],
                 "difference": {
-                    "lesions": mean_and_interval(counts[arm] - counts[reference]),
+                    "lesions": difference(arm),
                     "volume_ml": round(volume[arm] - volume[reference], 4),
                 },
             }
@@ -169,7 +188,10 @@ def comparison_page(comparison: Mapping[str, Any], views: Mapping[str, AxialView
     notes = [*wrap_notes(warnings), *wrap_notes([(NO_SWITCH, False)])]  # however many warnings there are
     top = 1.1 + LINE * len(notes)
     header, columns, panels, scale, footer = figure.subfigures(5, 1, height_ratios=(top, 2.0, 7.8 - top, 0.8, 0.4))
-    samples = comparison["num_members"]
+    basis = "Chances and numbers follow from the heatmaps; errors of the model are not included."
+    if comparison["count_source"] == "members":
+        samples = f"{comparison['num_members']} sample{'s' * (comparison['num_members'] > 1)}"
+        basis = f"{samples} an arm, of the same noise. Intervals (95 %) cover sampling only, not errors of the model."
     header.text(0.012, 1 - 0.33 / top, comparison["case"], va="center", fontsize=18, weight="bold")
     reference = comparison["reference_arm"].replace("_", " ")
     header.text(
@@ -184,8 +206,7 @@ def comparison_page(comparison: Mapping[str, Any], views: Mapping[str, AxialView
     header.text(
         0.012,
         1 - 0.8 / top,
-        f"New or enlarging T2 lesions from week 48 to week 96. {samples} sample{'s' * (samples > 1)} an arm, of the "
-        "same noise. Intervals (95 %) cover sampling only, not errors of the model.",
+        f"New or enlarging T2 lesions from week 48 to week 96. {basis}",
         va="center",
         fontsize=12,
         color="#333333",
@@ -201,13 +222,13 @@ def comparison_page(comparison: Mapping[str, Any], views: Mapping[str, AxialView
 
 
 def _write_numbers(columns: SubFigure, x: float, arm: str, numbers: Mapping[str, Any], *, is_reference: bool) -> None:
-    low, high = map(percent, numbers["p_active_interval"])
+    interval = numbers["p_active_interval"]
     lesions, change = numbers["expected_lesions"], numbers["difference"]["lesions"]
     difference = f"{change['mean']:+.1f} lesions{_bounds(change['interval'], '+.1f')}"
     lines = [
         (arm.replace("_", " "), {"fontsize": 13, "weight": "bold"}),
         (f"chance {percent(numbers['p_active'])}", {"fontsize": 13}),
-        (f"{low} to {high}", {}),
+        ("" if interval is None else f"{percent(interval[0])} to {percent(interval[1])}", {}),
         (f"{lesions['mean']:.1f} lesions{_bounds(lesions['interval'], '.1f')}", {}),
         (f"{numbers['expected_volume_ml']:.2f} ml", {}),
         ("reference" if is_reference else difference, {"color": "#1f4e8c"}),

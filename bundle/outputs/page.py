@@ -26,7 +26,7 @@ from bundle.outputs.panels import (
     outline,
     visible_heat,
 )
-from bundle.outputs.summary import percent
+from bundle.outputs.summary import chance_note, percent
 
 WIDTH, HEIGHT, DPI = 15.0, 11.0, 100  # inches, and pixels an inch
 ROWS, COLUMNS = 3, 5
@@ -70,7 +70,7 @@ def forecast_page(
     _draw_panels(panels, view, levels, forecast["likely_sites"])
     _draw_legend(panels, known=known, left_out=left_out)
     draw_scale(side.add_axes((0.08, 0.95, 0.8, 0.02)))
-    _draw_counts(side.add_axes((0.2, 0.68, 0.7, 0.18)), forecast["count"]["histogram"])
+    _draw_counts(side.add_axes((0.2, 0.68, 0.7, 0.18)), forecast)
     _write_sites(side, forecast["likely_sites"])
     _write_inputs(side, forecast["inputs"])
     write_footer(footer, forecast)
@@ -80,10 +80,9 @@ def forecast_page(
 def _write_header(
     header: SubFigure, forecast: Mapping[str, Any], notes: Sequence[tuple[str, bool]], height: float
 ) -> None:
-    count, volume, samples = forecast["count"], forecast["volume_ml"], forecast["num_members"]
+    count, volume = forecast["count"], forecast["volume_ml"]
     few, many = (count["quantiles"][q] for q in ("5", "95"))
     little, much = (volume["members"]["quantiles"][q] for q in ("5", "95"))
-    low, high = map(percent, forecast["p_active_interval"])
 
     def write(text: str, inches: float, *, right: bool = False, **style: Any) -> None:
         where = {"x": 0.988, "ha": "right"} if right else {"x": 0.012}
@@ -94,14 +93,10 @@ def _write_header(
     chance = percent(forecast["p_active"])
     write(f"Chance of new or enlarging T2 lesions from week 48 to week 96: {chance}", 0.69, fontsize=16)
     details = {"fontsize": 12, "color": "#333333"}
+    write(chance_note(forecast), 1.05, **details)
+    interval = "90 % of samples" if forecast["count_source"] == "members" else "90 % interval"
     write(
-        f"95 % interval {low} to {high}: for the sampling error of {samples} sample{'s' * (samples > 1)} only, "
-        "not for errors of the model.",
-        1.05,
-        **details,
-    )
-    write(
-        f"Lesions expected: {count['mean']:.1f} (90 % of samples {few} to {many}).     "
+        f"Lesions expected: {count['mean']:.1f} ({interval} {few} to {many}).     "
         f"Volume expected: {volume['mean']:.2f} ml, the sum of the heatmap "
         f"(90 % of samples {little:.2f} to {much:.2f} ml).",
         1.35,
@@ -151,14 +146,17 @@ def _draw_legend(panels: SubFigure, *, known: bool, left_out: int) -> None:
         panels.text(0.99, 0.018, text, ha="right", va="center", fontsize=10, color=AMBER)
 
 
-def _draw_counts(axes: Axes, histogram: Mapping[str, float]) -> None:
+def _draw_counts(axes: Axes, forecast: Mapping[str, Any]) -> None:
+    histogram, many = forecast["count"]["histogram"], forecast["count"]["quantiles"]["95"]
+    from_members = forecast["count_source"] == "members"
     counts = list(map(int, histogram))
     axes.bar(counts, list(histogram.values()), color="#5a5a8c")
-    axes.set(xlabel="new or enlarging lesions", ylim=(0, 1), xlim=(-0.6, max([5, *counts]) + 0.6))
+    last = max(counts) if from_members else many  # a distribution has a long tail
+    axes.set(xlabel="new or enlarging lesions", ylim=(0, 1), xlim=(-0.6, max(5, last) + 0.6))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title("Fraction of samples", fontsize=11)
+    axes.set_title("Fraction of samples" if from_members else "Probability", fontsize=11)
 
 
 def _write_sites(side: SubFigure, sites: Sequence[Mapping[str, Any]]) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from bundle.lesions import Volume
 from bundle.outputs.panels import AxialView, axial_view, box_of_brain, grey_window, heat_colours
 
-FLOOR = 1e-4  # the least probability that is told from 0
+FLOOR = 1e-4  # the smallest probability distinguished from 0
 VALUES = np.r_[0, np.geomspace(FLOOR, 1, 255)]  # the probability of each code of `heat_codes`
 STEP = VALUES[2] / VALUES[1] - 1  # from one code to the next, relative
 QUALITY = 80  # of WebP

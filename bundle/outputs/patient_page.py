@@ -33,7 +33,7 @@ from bundle.outputs.page_images import (
     packed,
 )
 from bundle.outputs.panels import COVERED, LEAST, MOST
-from bundle.outputs.summary import percent
+from bundle.outputs.summary import chance_note, percent
 from bundle.outputs.writers import arm_entity, writable_folder, write_case
 
 LIMIT = 6_000_000  # bytes of a page
@@ -219,7 +219,7 @@ def patient_page(
             "thresholds": THRESHOLDS,
             "lut": code_colours(),
             "colours": COLOURS,
-            "places": packed(frame.pixels(BRAIN * brain.astype(np.uint8) + FORECAST * covered.astype(np.uint8))),
+            "inside": packed(frame.pixels(BRAIN * brain.astype(np.uint8) + FORECAST * covered.astype(np.uint8))),
             "visits": [
                 {"images": grey_images(frame, greys[visit]), "marks": packed(frame.pixels(marks[visit]))}
                 for visit in visits
@@ -308,17 +308,17 @@ def _text(
 
 def _arm_text(report: Mapping[str, Any], calibration: Mapping[str, Any] | None) -> dict[str, Any]:
     count, volume, samples = report["count"], report["volume_ml"], report["num_members"]
-    low, high = map(percent, report["p_active_interval"])
+    from_members = report["count_source"] == "members"
     few, many = (count["quantiles"][q] for q in ("5", "95"))
     little, much = (volume["members"]["quantiles"][q] for q in ("5", "95"))
     return {
         "name": report["arm"],
         "title": _title(report["arm"]),
-        "samples": f"{samples} sample{'s' * (samples > 1)}",
         "chance": percent(report["p_active"]),
-        "chance_interval": f"95 % interval {low} to {high}",
+        "chance_note": chance_note(report),
         "lesions": f"{count['mean']:.1f}",
-        "lesions_range": f"{few} to {many}",
+        "lesions_range": f"90 % {'of samples' if from_members else 'interval'}: {few} to {many}",
+        "counts_of": f"Fraction of {samples} sample{'s' * (samples > 1)}" if from_members else "Probability",
         "volume": f"{volume['mean']:.2f} ml",
         "volume_range": f"{little:.2f} to {much:.2f} ml",
         "differences": report["differences"],
@@ -343,11 +343,12 @@ def _comparison_text(comparison: Mapping[str, Any]) -> dict[str, Any]:
 
     lines = []
     for arm, numbers in comparison["arms"].items():
-        low, high = map(percent, numbers["p_active_interval"])
         change = numbers["difference"]
         is_reference = arm == comparison["reference_arm"]
         differences = [span(change["lesions"], "+.1f"), f"{round(change['volume_ml'], 2) + 0.0:+.2f} ml"]  # never -0
-        cells = [f"{percent(numbers['p_active'])} ({low} to {high})", span(numbers["expected_lesions"], ".1f")]
+        ends = numbers["p_active_interval"]
+        interval = "" if ends is None else f" ({percent(ends[0])} to {percent(ends[1])})"
+        cells = [f"{percent(numbers['p_active'])}{interval}", span(numbers["expected_lesions"], ".1f")]
         cells += [f"{numbers['expected_volume_ml']:.2f} ml", *(["reference", ""] if is_reference else differences)]
         lines.append({"name": arm, "title": _title(arm), "cells": cells})
     return {"reference": _title(comparison["reference_arm"]), "statement": comparison["statement"], "lines": lines}

@@ -32,6 +32,7 @@ class Site:
 def likely_sites(
     heatmap: Volume,
     counts: np.ndarray,
+    probabilities: np.ndarray | None = None,
     *,
     dseg: Volume | None = None,
     limit: int = 10,
@@ -41,18 +42,19 @@ def likely_sites(
     """Up to `limit` sites, at least two radii apart, where the heatmap is strongest; the most probable first.
 
     Members rarely agree on a voxel but often on a region, so sites are maxima of the heatmap smoothed by a Gaussian of
-    half the radius. The members give the number of lesions, the heatmap their location: the expected number of
-    lesions within the radius is the mean count times the fraction of the heatmap's volume that lies there. Over regions
-    that tile the slab these numbers sum to the mean count.
+    half the radius. The expected number of lesions within the radius is the mean count times the fraction of the
+    heatmap's volume that lies there. Over regions that tile the slab these numbers sum to the mean count.
 
     Args:
         heatmap: (H, W, S) in [0, 1].
-        counts: (K,) lesions of each member.
+        counts: (M,) numbers of lesions that the patient may have.
+        probabilities: (M,) theirs, adding up to 1; equal if not given.
         dseg: FreeSurfer labels on any grid of the same world.
         limit: most sites returned.
         radius_mm: extent of a site.
         min_probability: sites below are left out.
     """
+    probabilities = np.full(len(counts), 1 / len(counts)) if probabilities is None else probabilities
     total = float(heatmap.values.sum(dtype=np.float64))
     sigma = radius_mm / 2 / voxel_sizes(heatmap.affine)
     strength = ndimage.gaussian_filter(heatmap.values, sigma, mode="constant") * (heatmap.values > 0)
@@ -68,8 +70,8 @@ def likely_sites(
             Site(
                 centre_mm=tuple(centre_mm.tolist()),
                 radius_mm=radius_mm,
-                probability=site_probability(fraction, peak, counts),
-                expected_lesions=fraction * float(np.mean(counts)),
+                probability=site_probability(fraction, peak, counts, probabilities),
+                expected_lesions=fraction * float(probabilities @ counts),
                 peak_probability=peak,
                 region=None if dseg is None else region_of(centre_mm[None], dseg),
             )
@@ -78,17 +80,17 @@ def likely_sites(
     return sorted((site for site in sites if site.probability >= min_probability), key=lambda site: -site.probability)
 
 
-def site_probability(fraction: float, peak: float, counts: np.ndarray) -> float:
+def site_probability(fraction: float, peak: float, counts: np.ndarray, probabilities: np.ndarray) -> float:
     """Probability that at least one lesion lies in a region.
 
-    max(peak, 1 - mean_k (1 - fraction)^N_k): each of a member's N_k lesions lies in the region with probability
-    `fraction`, independently of the others. The whole slab (fraction 1) thus has P(active), the fraction of members
-    with a lesion. A region cannot be less probable than its most probable voxel, which bounds the result from below:
-    where the heatmap is sure of a small lesion, its volume alone says too little.
+    max(peak, 1 - E[(1 - fraction)^N]): each of N lesions lies in the region with probability `fraction`, independently
+    of the others. The whole slab (fraction 1) thus has P(active). A region cannot be less probable than its most
+    probable voxel, which bounds the result from below: where the heatmap is sure of a small lesion, its volume alone
+    says too little.
 
     Args:
         fraction: of the heatmap's volume that lies in the region, in [0, 1].
         peak: the highest voxel of the heatmap in the region, in [0, 1].
-        counts: (K,) lesions of each member.
+        counts, probabilities: (M,) distribution of N.
     """
-    return max(peak, float(1 - np.mean((1 - fraction) ** np.asarray(counts, np.float64))))
+    return max(peak, float(1 - probabilities @ (1 - fraction) ** np.asarray(counts, np.float64)))

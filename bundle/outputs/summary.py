@@ -13,10 +13,14 @@ from scipy.stats import beta
 from torch import nn
 
 from bundle.errors import InputError
+from bundle.forecasters.base import plain
+from bundle.forecasters.counts import CountModel, count_features
 from bundle.forecasters.ensemble import EnsembleInferer
 from bundle.lesions import LesionRule, voxel_volume_mm3
+from bundle.metrics import quantile
 
 QUANTILES = (5, 25, 50, 75, 95)
+LEAST_SHOWN = 1e-4  # probability of a count; the JSON has four decimals
 TOLERANCE = 0.2  # by which the volumes of heatmap and members may differ before the report says so
 
 
@@ -56,6 +60,7 @@ class SummariseMembersd(MapTransform):
         keys: members (K, H, W, S) in [0, 1], the NET2 probability on the slab of `image`.
         rule: what counts as a lesion of a member.
         consensus_threshold: fraction of members that must mark a voxel of the consensus.
+        counts: P(active) and the count follow from the heatmap by this model; from the members if not given.
 
     What a member marks outside `brain` (1, H, W, S) is dropped first. Replaces the members by
         pred: the heatmap (1, H, W, S), float32: `heatmap` where there is one (`ExpectHeatmapd`), else the fraction of
@@ -64,18 +69,23 @@ class SummariseMembersd(MapTransform):
         heatmap: the same (H, W, S), to stay on the slab.
         members: (K, H, W, S) bool, each member's lesions.
         counts: (K,) int, their numbers.
+        distribution: probabilities of 0, 1, ... lesions, (M,).
         consensus: (1, H, W, S) float32 in {0, 1}, the rule applied to the fraction of members at `consensus_threshold`.
-        forecast: see `summarise`; `WriteForecastd` completes it.
+        forecast: see `summarise`, and count_model; `WriteForecastd` completes it.
 
     Raises:
         InputError: a member is not finite.
     """
 
     def __init__(
-        self, keys: KeysCollection = "pred", rule: LesionRule | None = None, consensus_threshold: float = 0.5
+        self,
+        keys: KeysCollection = "pred",
+        rule: LesionRule | None = None,
+        consensus_threshold: float = 0.5,
+        counts: CountModel | None = None,
     ) -> None:
         super().__init__(keys)
-        self.rule = rule or LesionRule()
+        self.rule, self.count_model = rule or LesionRule(), counts
         self.consensus_rule = replace(self.rule, threshold=consensus_threshold)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -91,14 +101,22 @@ class SummariseMembersd(MapTransform):
             frequency = marks.mean(axis=0, dtype=np.float32)
             consensus = self.consensus_rule.label(frequency, affine) > 0
             heatmap = np.asarray(output["heatmap"])[0] if "heatmap" in output else frequency
-            volumes_ml = marks.sum(axis=(1, 2, 3)) * voxel_volume_mm3(affine) / 1000
+            voxel_ml = voxel_volume_mm3(affine) / 1000
+            volumes_ml = marks.sum(axis=(1, 2, 3)) * voxel_ml
+            distribution = np.bincount(counts) / len(counts)
+            from_heatmap = self.count_model is not None and "heatmap" in output
+            if from_heatmap:
+                volume_ml = float(heatmap.sum(dtype=np.float64)) * voxel_ml
+                distribution = self.count_model(count_features(np.asarray(output["image"]), volume_ml))
             output |= {
                 key: _on_slab(heatmap[None], affine),
                 "heatmap": _on_slab(heatmap, affine),
                 "members": _on_slab(marks, affine),
                 "counts": counts,
+                "distribution": distribution,
                 "consensus": _on_slab(consensus[None].astype(np.float32), affine),
-                "forecast": summarise(counts, volumes_ml),
+                "forecast": summarise(counts, volumes_ml, distribution if from_heatmap else None)
+                | {"count_model": plain(self.count_model)},
             }
         return output
 
@@ -108,32 +126,37 @@ def not_finite(case: str) -> InputError:
     return InputError("the network's output is not finite", "use other weights", case=case)
 
 
-def summarise(counts: np.ndarray, volumes_ml: np.ndarray) -> dict[str, Any]:
-    """The distribution of lesions over members.
+def summarise(counts: np.ndarray, volumes_ml: np.ndarray, distribution: np.ndarray | None = None) -> dict[str, Any]:
+    """The distribution of lesions, and that of the members.
 
     Args:
         counts: (K,) lesions of each member.
         volumes_ml: (K,) their volume.
+        distribution: probabilities of 0, 1, ... lesions that follow from the heatmap, (M,); those of the members if not
+            given.
 
     Returns:
-        num_members; p_active, the fraction of members with a lesion; p_active_interval, its 95 % Jeffreys interval for
-        K members (of sampling: the model's own error is not in it); count: mean, median, quantiles (counts that occur)
-        and histogram (fraction of members by count, 0 to the greatest); volume_ml: members, their mean and quantiles.
+        num_members; p_active; p_active_interval, the 95 % Jeffreys interval of a fraction of K members (of sampling:
+        the model's own error is not in it), None where p_active is no such fraction; count: see `describe_counts`;
+        count_source: "heatmap" or "members"; members: p_active, p_active_interval and count of the members;
+        volume_ml: members, mean and quantiles of their volumes.
     """
     active = int(np.count_nonzero(counts))
-    quantiles = np.quantile(counts, np.divide(QUANTILES, 100), method="inverted_cdf")
-    count_quantiles = {str(q): int(value) for q, value in zip(QUANTILES, quantiles)}
     volume_quantiles = np.quantile(volumes_ml, np.divide(QUANTILES, 100))
-    return {
-        "num_members": len(counts),
+    members = {
         "p_active": active / len(counts),
         "p_active_interval": list(jeffreys_interval(active, len(counts))),
-        "count": {
-            "mean": float(np.mean(counts)),
-            "median": count_quantiles["50"],
-            "quantiles": count_quantiles,
-            "histogram": {str(n): float(fraction) for n, fraction in enumerate(np.bincount(counts) / len(counts))},
-        },
+        "count": describe_counts(np.bincount(counts) / len(counts)),
+    }
+    heatmap = {}
+    if distribution is not None:
+        count = describe_counts(distribution)
+        heatmap = {"p_active": float(1 - distribution[0]), "p_active_interval": None, "count": count}
+    return {
+        "num_members": len(counts),
+        **(heatmap or members),
+        "count_source": "heatmap" if heatmap else "members",
+        "members": members,
         "volume_ml": {
             "members": {
                 "mean": float(np.mean(volumes_ml)),
@@ -143,34 +166,74 @@ def summarise(counts: np.ndarray, volumes_ml: np.ndarray) -> dict[str, Any]:
     }
 
 
-def differences(p_active: float, volume_ml: float, members_volume_ml: float, peak: float) -> list[str]:
+def describe_counts(probabilities: np.ndarray) -> dict[str, Any]:
+    """A distribution of the number of lesions.
+
+    Args:
+        probabilities: of 0, 1, ... lesions, (M,).
+
+    Returns:
+        mean, median, quantiles (counts that occur), and histogram: probability by count, 0 to the greatest above
+        `LEAST_SHOWN`.
+    """
+    numbers = np.arange(len(probabilities))
+    quantiles = {str(q): int(quantile(numbers, probabilities, q / 100)) for q in QUANTILES}
+    last = int(np.flatnonzero(probabilities >= LEAST_SHOWN).max())
+    return {
+        "mean": float(probabilities @ numbers),
+        "median": quantiles["50"],
+        "quantiles": quantiles,
+        "histogram": {str(n): float(probabilities[n]) for n in range(last + 1)},
+    }
+
+
+def chance_note(forecast: Mapping[str, Any]) -> str:
+    """What P(active) of a forecast rests on, as a sentence for a page."""
+    samples = f"{forecast['num_members']} sample{'s' * (forecast['num_members'] > 1)}"
+    low, high = map(percent, forecast["members"]["p_active_interval"])
+    if forecast["count_source"] == "members":
+        return f"95 % interval {low} to {high}: for the sampling error of {samples} only, not for errors of the model."
+    members = percent(forecast["members"]["p_active"])
+    return (
+        "Chance and number follow from the heatmap; errors of the model are not included. "
+        f"Of {samples}, {members} have a lesion (95 % interval {low} to {high})."
+    )
+
+
+def differences(summary: Mapping[str, Any], volume_ml: float, peak: float) -> list[str]:
     """Where the heatmap and the members disagree, as sentences.
 
     The heatmap is the network's expected outcome, members are samples of it; in theory the heatmap is the mean of
     infinitely many members.
 
     Args:
-        p_active: fraction of members with a lesion.
+        summary: of `summarise`.
         volume_ml: integral of the heatmap.
-        members_volume_ml: mean volume of the members' lesions.
         peak: the highest voxel of the heatmap.
 
     Returns:
-        A sentence where the volumes differ by more than `TOLERANCE`, and one where a voxel is more probable than any
-        lesion at all.
+        A sentence where the volumes differ by more than `TOLERANCE`, one where P(active) of the heatmap lies outside
+        the interval of the members, and one where a voxel is more probable than any lesion at all.
     """
-    found = []
-    low, high = sorted((volume_ml, members_volume_ml))
+    found, p_active, members = [], summary["p_active"], summary["members"]
+    from_heatmap = summary["count_source"] == "heatmap"
+    members_ml = summary["volume_ml"]["members"]["mean"]
+    low, high = sorted((volume_ml, members_ml))
     if high > (1 + TOLERANCE) * low:
+        rest = "" if from_heatmap else ", the lesion count and the chance the samples'"
         found.append(
-            f"The heatmap holds {volume_ml:.2f} ml, the samples {members_volume_ml:.2f} ml on average: "
-            "the expected volume and the sites are the heatmap's, the lesion count and the chance the samples'."
+            f"The heatmap holds {volume_ml:.2f} ml, the samples {members_ml:.2f} ml on average: "
+            f"the expected volume and the sites are the heatmap's{rest}."
+        )
+    low, high = members["p_active_interval"]
+    if from_heatmap and not low <= p_active <= high:
+        found.append(
+            f"{percent(members['p_active'])} of the samples have a lesion; by the heatmap the chance is "
+            f"{percent(p_active)}."
         )
     if peak > p_active:
-        found.append(
-            f"The heatmap's highest voxel has {percent(peak)}, more than the {percent(p_active)} of samples "
-            "with a lesion anywhere."
-        )
+        than = "the chance of any lesion" if from_heatmap else "the fraction of samples with a lesion anywhere"
+        found.append(f"The heatmap's highest voxel has {percent(peak)}, more than {than}, {percent(p_active)}.")
     return found
 
 

@@ -28,7 +28,7 @@ from bundle.outputs.page import forecast_page
 from bundle.outputs.sites import likely_sites
 from bundle.outputs.summary import differences
 
-SCHEMA_VERSION = "2.0"
+SCHEMA_VERSION = "3.0"
 DESCRIPTION = "Research use only; forecast of NET2 lesions"  # at most 79 characters: `descrip` of NIfTI
 INTERVAL_COVERS = "the sampling error of this number of members only, not the model's own error"
 
@@ -98,21 +98,19 @@ class WriteForecastd(_WriteCased):
         if case.dseg is not None:
             dseg = read_volume(case.dseg, case.id)
         covered, axis = covered_voxels(Volume(heatmap, affine), slab), axial_axis(affine)
-        # The rule has been applied on the slab; on this grid the lesions only need to be told apart.
+        # The rule has been applied on the slab; on this grid the lesions only need to be separated.
         lesions = Volume(LesionRule().label(consensus, affine), affine)
         summary = data["forecast"]
+        distribution = np.arange(len(data["distribution"])), np.asarray(data["distribution"])
         volume_ml = float(heatmap.sum(dtype=np.float64) * voxel_volume_mm3(affine) / 1000)
-        members_ml = summary["volume_ml"]["members"]
         forecast = _heading(data) | _rounded(
             {
                 **summary,
                 "p_active_interval_covers": INTERVAL_COVERS,
-                "volume_ml": {"mean": volume_ml, "members": members_ml},
-                "differences": differences(
-                    summary["p_active"], volume_ml, members_ml["mean"], float(slab.values.max(initial=0))
-                ),
+                "volume_ml": {"mean": volume_ml} | summary["volume_ml"],
+                "differences": differences(summary, volume_ml, float(slab.values.max(initial=0))),
                 "lesions": [asdict(lesion) for lesion in lesion_table(lesions, dseg=dseg, members=members)],
-                "likely_sites": [asdict(site) for site in likely_sites(slab, np.asarray(data["counts"]), dseg=dseg)],
+                "likely_sites": [asdict(site) for site in likely_sites(slab, *distribution, dseg=dseg)],
                 "field_of_view": field_of_view(covered_fractions(covered, brain, axis), axis),
             }
         )

@@ -8,13 +8,13 @@ from bundle.data.grid import SlabGrid, slab_centre, to_slab
 from bundle.data.masks import mask_to_slab
 from bundle.data.transforms import normalised
 from bundle.simulation.anatomy import AFFINE
-from bundle.simulation.patient import Patient
+from bundle.simulation.patient import SimulatedPatient
 
 _LABELS = {"t2": "T2lesion", "gd": "Gdlesion", "net2": "NET2"}
 
 
 def compact_patient(
-    patient: Patient, name: str, grid: SlabGrid, expected: np.ndarray | None = None
+    patient: SimulatedPatient, name: str, grid: SlabGrid, expected: np.ndarray | None = None
 ) -> dict[str, torch.Tensor]:
     """What `CompactCased` keeps of the patient's files once `LoadCased` has read them, value by value.
 

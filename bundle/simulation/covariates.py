@@ -17,7 +17,7 @@ MAX_RELAPSES = 8  # this many or more
 
 @dataclass(frozen=True)
 class Covariates:
-    """What participants.tsv tells of a patient; None where it is not known.
+    """Covariates of a patient, from participants.tsv; None where it is not known.
 
     Attributes:
         age: whole years at w000.

@@ -140,7 +140,7 @@ def draw_futures(
     for k in range(number):
         rng = np.random.default_rng(stream(seed, index, FUTURES, k))
         count = rng.poisson(history.expected(arm, 1, protocol))
-        territories = rng.choice(len(history.places), count, p=history.places)
+        territories = rng.choice(len(history.law), count, p=history.law)
         enlarges = (rng.random(count) < protocol.enlarging) & bool((status > 0).any())
         events = [Event(int(t), bool(e)) for t, e in zip(territories, enlarges)]
         futures.append(form_lesions(around, events, stream(seed, index, FUTURES, k, 0).spawn(count)))

@@ -67,11 +67,11 @@ class Surroundings:
         there = members[self.fresh.ravel()[members]]
         return there if len(there) else np.flatnonzero(self.fresh & (self.anatomy.susceptibility > 0))
 
-    def starts(self, places: np.ndarray, enlarging: float) -> tuple[np.ndarray, np.ndarray]:
+    def starts(self, law: np.ndarray, enlarging: float) -> tuple[np.ndarray, np.ndarray]:
         """Exact density of the start of the next lesion.
 
         Args:
-            places: (territories,) probabilities, the spatial law or its posterior mean.
+            law: (territories,) probabilities, the spatial law or its posterior mean.
             enlarging: chance of an enlargement.
 
         Returns:
@@ -79,7 +79,7 @@ class Surroundings:
         """
         new, enlarged = np.zeros(np.prod(SHAPE)), np.zeros(np.prod(SHAPE))
         enlarging = enlarging if len(self.rim) else 0.0
-        for territory, chance in enumerate(places):
+        for territory, chance in enumerate(law):
             there = self.room_in(territory)
             weight = self.anatomy.susceptibility.ravel()[there].astype(float)
             new[there] += (1 - enlarging) * chance * weight / max(weight.sum(), 1e-30)

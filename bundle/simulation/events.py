@@ -30,11 +30,11 @@ class History:
     Attributes:
         frailty: g.
         response: uniform in [0, 1); the patient responds partly in the arms with q > response, fully in the others.
-        places: (territories,) the patient's own spatial law, adding up to 1.
+        law: (territories,) the patient's own spatial law, adding up to 1.
         diffuse: FLAIR signal of diffusely abnormal white matter, relative to normal white matter.
-        covariates, seen_covariates: all of them, and what the table tells.
+        covariates, seen_covariates: all of them, and what the table holds.
         months: lengths of the two intervals.
-        sees_months, sees_arm: whether the tables tell them.
+        sees_months, sees_arm: whether the tables hold them.
         growth_mm: how far the borders of the ventricles move in each interval.
         quiet, gd, smouldering: territories of the lesions at w000, in order of formation; gd are those that enhance.
         persistence: uniform numbers, one per smouldering lesion: it is active still at w048 if below a chance that
@@ -46,7 +46,7 @@ class History:
 
     frailty: float
     response: float
-    places: np.ndarray
+    law: np.ndarray
     diffuse: float
     covariates: Covariates
     seen_covariates: Covariates
@@ -98,7 +98,7 @@ def draw_history(protocol: Protocol, rng: np.random.Generator) -> History:
     """A random patient."""
     frailty = rng.gamma(protocol.frailty_shape, 1 / protocol.frailty_shape)
     response = rng.random()
-    places = rng.dirichlet(protocol.dirichlet)
+    law = rng.dirichlet(protocol.dirichlet)
     sign = protocol.soft_log(frailty) + protocol.diffuse_noise * rng.standard_normal()
     covariates = CovariateModel(protocol, np.array([frailty])).draw(rng)
     months = tuple(rng.choice(protocol.interval_months, 2).tolist())
@@ -111,7 +111,7 @@ def draw_history(protocol: Protocol, rng: np.random.Generator) -> History:
         rng.poisson(protocol.gd_mean * frailty),
         rng.poisson(protocol.smouldering_mean * frailty),
     )
-    quiet, gd, smouldering = (rng.choice(len(places), n, p=places) for n in counts)
+    quiet, gd, smouldering = (rng.choice(len(law), n, p=law) for n in counts)
     expected = frailty * protocol.rates * (response < np.array(protocol.partial_responders))[:, None]
     expected = expected * np.array(months) / MONTHS  # (arm, interval)
     weeks, events = [], []
@@ -122,13 +122,13 @@ def draw_history(protocol: Protocol, rng: np.random.Generator) -> History:
         weeks.append(
             [start + length * arrivals[arrivals < e] / e if e > 0 else np.empty(0) for e in expected[:, interval]]
         )
-        territories = rng.choice(len(places), len(arrivals), p=places)
+        territories = rng.choice(len(law), len(arrivals), p=law)
         enlarges = rng.random(len(arrivals)) < protocol.enlarging
         events.append(tuple(Event(int(t), bool(e)) for t, e in zip(territories, enlarges)))
     return History(
         frailty=frailty,
         response=response,
-        places=places,
+        law=law,
         diffuse=protocol.diffuse_level + protocol.diffuse_slope * sign,
         covariates=covariates,
         seen_covariates=hide(covariates, protocol.unknown_covariate, rng),

@@ -41,14 +41,14 @@ def _spread(starts: np.ndarray, room: np.ndarray, footprint: np.ndarray) -> None
         slice(i.min(), i.max() + 1) for i in (np.flatnonzero(room.any(axis=tuple({0, 1, 2} - {a}))) for a in range(3))
     )
     free, here = room[box].astype(np.float32), starts[box]
-    for share, shape in mean_lesion_shapes():
+    for fraction, shape in mean_lesion_shapes():
         held = fftconvolve(free, shape / shape.sum(), mode="same")  # the shape is symmetric: correlation is convolution
-        footprint[box] += free * fftconvolve(share * here * free / np.maximum(held, 0.05), shape, mode="same")
+        footprint[box] += free * fftconvolve(fraction * here * free / np.maximum(held, 0.05), shape, mode="same")
 
 
 @lru_cache(maxsize=1)
 def mean_lesion_shapes(num_lesions: int = 600) -> tuple[tuple[float, np.ndarray], ...]:
-    """Per class of volume its share of lesions, and float32 (odd, odd, odd): how often a lesion that started in the
+    """Per class of volume its fraction of lesions, and float32 (odd, odd, odd): how often a lesion that started in the
     centre covers each voxel.
     """
     centre = (45, 45, 15)

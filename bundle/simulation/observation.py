@@ -26,15 +26,15 @@ class Observation:
 
     Attributes:
         num_gd: gadolinium-enhancing lesions at w000.
-        num_t2: T2 lesions at w000 other than these and the smouldering ones, or, where these are not told apart, with
-            them.
+        num_t2: T2 lesions at w000 other than these and the smouldering ones, or, where these are not
+            distinguished, with them.
         num_smouldering: old lesions visibly active at w000.
         num_active: how many of these are active still at w048.
         num_net2: new or enlarging lesions between w000 and w048.
         num_enhancing: how many of these enhance at w048.
         diffuse: FLAIR signal of diffusely abnormal white matter, relative to normal white matter.
         growth_mm: how far the ventricles' borders moved between w000 and w048.
-        covariates: what participants.tsv tells.
+        covariates: the covariates in participants.tsv.
         months: lengths of the intervals from w000 to w048 and from there to w096.
         territories: (territories,) lesions by territory: all of w000 and the new ones, not the enlarging, of w048.
         anatomy, status: the brain, and its lesions at the last visit (`bundle.simulation.drawing`); only the heatmap

@@ -8,20 +8,20 @@ import numpy as np
 from scipy.special import gammaln
 
 from bundle.arms import NULL_ARM
+from bundle.lesions import MAX_COUNT
 from bundle.simulation.anatomy import SHAPE
 from bundle.simulation.covariates import CovariateModel, durations_of
 from bundle.simulation.drawing import FREE, Surroundings, form_lesions, grow
 from bundle.simulation.events import Event, net2_volume_mm3
 from bundle.simulation.footprint import lesion_footprint
 from bundle.simulation.observation import Observation, observe
-from bundle.simulation.patient import Patient
+from bundle.simulation.patient import SimulatedPatient
 from bundle.simulation.protocol import MONTHS, PATIENTS_PER_ARM, PRESETS, WEEKS_PER_MONTH, Protocol
 
-MAX_COUNT = 256  # the last entry of a count distribution means "this many or more"
 COUNTS = np.arange(MAX_COUNT + 1)
 
 # Trapezoids in log frailty. The integrand is analytic and dies out at both ends, so the error falls exponentially with
-# the step: .02 resolves posteriors as narrow as those of several hundred lesions. Below e^-64 lies a share of
+# the step: .02 resolves posteriors as narrow as those of several hundred lesions. Below e^-64 lies a fraction of
 # e^(-64 k) < 1e-12 at k = .45.
 LOG_FRAILTY = np.arange(-64.0, 6.0, 0.02)
 FRAILTY = np.exp(LOG_FRAILTY)
@@ -50,7 +50,7 @@ class OracleForecast:
     footprint: np.ndarray | None
 
     @property
-    def places(self) -> np.ndarray:
+    def law(self) -> np.ndarray:
         """(territories,) posterior mean of the spatial law: P(the next new lesion starts there)."""
         return self.dirichlet / self.dirichlet.sum()
 
@@ -98,8 +98,8 @@ class Oracle:
 
         Args:
             observation: of one patient.
-            arm: class index of the treatment given; 6 (unknown) weighs the arms by the trial's shares and by what was
-                seen.
+            arm: class index of the treatment given; 6 (unknown) weighs the arms by the trial's allocation and by what
+                was seen.
         """
         arms = range(NULL_ARM) if arm == NULL_ARM else [arm]
         weights = self._posterior(observation, arms)  # (arms, partial or full response, frailty)
@@ -174,10 +174,10 @@ class Oracle:
     def _posterior(self, observation: Observation, arms: Sequence[int]) -> np.ndarray:
         """(arms, 2, frailty): joint posterior of arm, response (0 partial, 1 full) and frailty; adds up to 1."""
         before = self._log_prior + self._log_baseline(observation)
-        share = np.array(PATIENTS_PER_ARM, float)[arms]
+        fraction = np.array(PATIENTS_PER_ARM, float)[arms]
         q = np.array(self.protocol.partial_responders)[arms]
         with np.errstate(divide="ignore"):  # the logarithm of an impossible response is -inf, as it should be
-            weights = before + np.log(share[:, None] * np.stack([q, 1 - q], 1))[..., None]
+            weights = before + np.log(fraction[:, None] * np.stack([q, 1 - q], 1))[..., None]
         weights = weights + self._log_first_year(observation, arms)
         if observation.num_active is not None:
             out = observation.num_smouldering - observation.num_active
@@ -242,7 +242,7 @@ class Oracle:
         mean = self.protocol.t2_mean_given(FRAILTY[:, None], durations)
         if observation.num_smouldering is not None:
             return _log_negative_binomial(n, mean, self.protocol.t2_size)
-        smouldering = range(n + 1)  # not told from quiet ones: n is the sum of both
+        smouldering = range(n + 1)  # not distinguished from quiet ones: n is the sum of both
         return np.logaddexp.reduce(
             [
                 _log_negative_binomial(n - s, mean, self.protocol.t2_size)
@@ -252,7 +252,7 @@ class Oracle:
         )
 
 
-def oracle_forecast(patient: Patient, protocol: Protocol) -> OracleForecast:
+def oracle_forecast(patient: SimulatedPatient, protocol: Protocol) -> OracleForecast:
     """The oracle's forecast of a patient in memory, from perfect reading of everything up to w048."""
     seen = observe(patient.history, patient.arm, protocol)
     return _oracle_of(protocol)(replace(seen, anatomy=patient.anatomy, status=patient.status["w048"]), patient.arm)

@@ -26,12 +26,12 @@ from bundle.simulation.protocol import PRESETS, WEEKS_PER_MONTH, Protocol
 from bundle.simulation.territories import TERRITORIES
 
 # Added brightness of lesions, relative to white matter: mean, deviation, least and greatest. They do not overlap where
-# it matters: a smouldering lesion can be told from a quiet one.
+# it matters: a smouldering lesion can be distinguished from a quiet one.
 _QUIET_GAIN, _NEW_GAIN, _SMOULDERING_GAIN = (0.42, 0.07, 0.25, 0.55), (0.55, 0.05, 0.42, 0.66), (0.85, 0.04, 0.76, 0.95)
 
 
 @dataclass(frozen=True)
-class Patient:
+class SimulatedPatient:
     """A simulated patient.
 
     Attributes:
@@ -58,7 +58,9 @@ class Patient:
     futures: tuple[np.ndarray, ...] = ()
 
 
-def simulate_patient(seed: int, index: int, protocol: Protocol = PRESETS["trial"], futures: int = 0) -> Patient:
+def simulate_patient(
+    seed: int, index: int, protocol: Protocol = PRESETS["trial"], futures: int = 0
+) -> SimulatedPatient:
     """Patient `index` (from 0) of trial `seed`; depends on nothing but these and the protocol.
 
     Args:
@@ -85,7 +87,7 @@ def simulate_patient(seed: int, index: int, protocol: Protocol = PRESETS["trial"
     masks = protocol.reader(true_masks, np.random.default_rng(stream(seed, index, READING)))
     truth = _truth(seed, index, arm, history, disease, protocol)
     further = draw_futures(anatomy, disease, history, arm, seed, index, protocol, futures)
-    return Patient(arm, history, anatomy, flair, brain, masks, status, truth, tuple(map(union, further)))
+    return SimulatedPatient(arm, history, anatomy, flair, brain, masks, status, truth, tuple(map(union, further)))
 
 
 def _scan(
@@ -167,7 +169,7 @@ def _truth(seed: int, index: int, arm: int, history: History, disease: Disease, 
         "frailty": history.frailty,
         "response_uniform": history.response,
         "diffuse": history.diffuse,
-        "places": dict(zip(TERRITORIES, history.places.tolist())),
+        "places": dict(zip(TERRITORIES, history.law.tolist())),
         "covariates": asdict(history.covariates),
         "seen_covariates": asdict(history.seen_covariates),
         "months": list(history.months),

@@ -1,4 +1,4 @@
-"""What the simulated trial is made of: every number that the oracle knows and a patient's images do not tell."""
+"""What the simulated trial is made of: every number that the oracle knows and a patient's images do not show."""
 
 from dataclasses import dataclass, field
 from functools import cached_property

@@ -88,7 +88,7 @@ class Fleet:
     residual: float = 0.4
 
     def draw(self, rng: np.random.Generator) -> Settings:
-        """One scanner with the quirks of one visit."""
+        """One scanner with visit-specific artefacts."""
         direction = rng.standard_normal(3)
         shift = direction / np.linalg.norm(direction) * rng.uniform(0, self.shift_mm)
         return Settings(

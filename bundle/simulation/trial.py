@@ -26,7 +26,7 @@ from bundle.simulation.covariates import COLUMNS
 from bundle.simulation.disease import patient_history
 from bundle.simulation.events import History, assigned_arm
 from bundle.simulation.oracle import oracle_forecast
-from bundle.simulation.patient import Patient, simulate_patient
+from bundle.simulation.patient import SimulatedPatient, simulate_patient
 from bundle.simulation.protocol import PRESETS, Protocol
 
 VERSION = "3"
@@ -90,7 +90,9 @@ def simulate_trial(
         header = "\t".join(["participant_id", "treatment_arm", *COLUMNS]) + "\n"
         write_together(out, {"participants.tsv": "".join([header, *rows]).encode()})
     except OSError as error:
-        raise InputError(f"stopped ({error})", "make room and call again: it goes on from here", file=out) from error
+        raise InputError(
+            f"stopped ({error})", "free disk space and run the command again; it will resume", file=out
+        ) from error
     return out
 
 
@@ -137,7 +139,7 @@ def write_patient(out: Path, seed: int, index: int, form: Form = Form()) -> None
     shutil.rmtree(partial_copy)
 
 
-def patient_files(patient: Patient, name: str) -> dict[str, bytes]:
+def patient_files(patient: SimulatedPatient, name: str) -> dict[str, bytes]:
     """Path in the data set -> content, for every file of one patient."""
     files = _tables(patient, name)
     labels = _nifti(patient.anatomy.labels)  # of w000: one grid, three visits
@@ -154,14 +156,14 @@ def patient_files(patient: Patient, name: str) -> dict[str, bytes]:
     return files
 
 
-def compact_files(patient: Patient, name: str, expected: np.ndarray | None = None) -> dict[str, bytes]:
+def compact_files(patient: SimulatedPatient, name: str, expected: np.ndarray | None = None) -> dict[str, bytes]:
     """Likewise, with one file on the lite model's grid in place of the volumes."""
     grid = SlabGrid()
     slab = slab_bytes(compact_patient(patient, name, grid, expected), grid)
     return _tables(patient, name) | {f"{name}/{name}_slab.npz": slab}
 
 
-def _tables(patient: Patient, name: str) -> dict[str, bytes]:
+def _tables(patient: SimulatedPatient, name: str) -> dict[str, bytes]:
     truth = json.dumps(patient.truth, indent=1) + "\n"
     return {
         f"{name}/{name}_sessions.tsv": _sessions(patient.history).encode(),
@@ -171,8 +173,8 @@ def _tables(patient: Patient, name: str) -> dict[str, bytes]:
 
 def _row(index: int, arm: int, history: History) -> str:
     """A line of participants.tsv."""
-    told = [ARMS[arm] if history.sees_arm else None, *asdict(history.seen_covariates).values()]
-    return "\t".join([participant(index), *("n/a" if value is None else str(value) for value in told)]) + "\n"
+    cells = [ARMS[arm] if history.sees_arm else None, *asdict(history.seen_covariates).values()]
+    return "\t".join([participant(index), *("n/a" if value is None else str(value) for value in cells)]) + "\n"
 
 
 def _sessions(history: History) -> str:
@@ -221,7 +223,7 @@ def _open_dataset(out: Path, seed: int, form: Form) -> None:
         if description.exists():
             _check_same(json.loads(description.read_text()), generator, out)
         elif any(not path.name.startswith(".") for path in out.iterdir()):
-            raise InputError("is not empty and no simulated trial", "give an empty folder", file=out)
+            raise InputError("is not empty and does not hold a simulated trial", "give an empty folder", file=out)
         else:
             write_together(out, {description.name: json.dumps(content, indent=1).encode()})
         for derivative in ("truth",) if form.compact else DERIVATIVES:

@@ -79,7 +79,7 @@ class Checkpoints:
         if refused:
             raise InputError(
                 f"the training there has other settings: {', '.join(refused)}",
-                "set them back to resume it, or choose another --output_dir to train anew",
+                "set them back to resume it, or choose another --output_dir to train from scratch",
                 file=self.last,
             )
         if iteration != epoch * self.stage.recipe.epoch_length:

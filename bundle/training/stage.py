@@ -125,7 +125,7 @@ class Stage:
 
 
 def _data_settings(dataset: CachedCases) -> dict[str, Any]:
-    """What tells a data set from others."""
+    """What distinguishes a data set from others."""
     cases = [str(item["case"]) for item in dataset.data]
     data = {
         "patients": f"{len(cases)} ({digest_of(cases)})",

@@ -95,12 +95,12 @@ def test_sliders_change_the_image_by_keys_and_say_their_value(open_page, slider)
     page = open_page()
     page.locator("#threshold").fill("0")
     settle(page)
-    before, told = drawn(page), text(page, f"#{slider}-value")
+    before, stated = drawn(page), text(page, f"#{slider}-value")
     page.focus(f"#{slider}")
     for _ in range(6):
         page.keyboard.press("ArrowLeft" if slider != "threshold" else "ArrowRight")
     settle(page)
-    assert drawn(page) != before and text(page, f"#{slider}-value") != told
+    assert drawn(page) != before and text(page, f"#{slider}-value") != stated
 
 
 def test_keys_move_slices_and_the_cursor(open_page):
@@ -157,8 +157,8 @@ def test_the_chance_under_the_cursor_is_the_stored_one(open_page):
     )
     page.locator("button[data-slice]:visible").first.click()
     settle(page)
-    told = text(page, "#readout").partition(": ")[2].partition(" %")[0]
-    assert float(told) == pytest.approx(100 * stored, rel=0.06)
+    stated = text(page, "#readout").partition(": ")[2].partition(" %")[0]
+    assert float(stated) == pytest.approx(100 * stored, rel=0.06)
 
 
 def test_a_site_jumps_to_its_slice(open_page):

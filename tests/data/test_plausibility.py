@@ -174,8 +174,8 @@ def test_the_outcome_must_be_aligned_too(textured):
 @pytest.mark.parametrize(
     ("factor", "message"),
     [
-        (1000, "voxels of 3000 x 3000 x 3000 mm are no brain scan's; correct the qform or sform"),
-        (10, "voxels of 30 x 30 x 30 mm are no brain scan's"),
+        (1000, "voxels of 3000 x 3000 x 3000 mm are implausible for a brain scan; correct the qform or sform"),
+        (10, "voxels of 30 x 30 x 30 mm are implausible for a brain scan"),
         (5, "a field of view of 720 x 840 x 225 mm is no head's; correct the voxel sizes"),
         (1.6, "a brain of [0-9]+ (ml|cm2 in cross-section) .*; correct the brain mask or the voxel sizes"),
         (0.5, "a brain of [0-9]+ cm2 in cross-section .*; correct the brain mask or the voxel sizes"),
@@ -223,7 +223,7 @@ def test_an_inverted_flair_is_refused(textured, invert):
 def test_unusual_contrast_is_a_warning(textured):
     limits = Plausibility(contrast_doubtful_wrong=(100.0, 0.67))
     assert load(textured, plausibility=limits)["warnings"] == [
-        f"the FLAIR of {visit} has unusual contrast: fluid is hardly darker than tissue" for visit in ("w048", "w000")
+        f"the FLAIR of {visit} has unusual contrast: fluid is barely darker than tissue" for visit in ("w048", "w000")
     ]
 
 

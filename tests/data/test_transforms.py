@@ -241,7 +241,7 @@ def other_shape(patient):
 
 def empty_brain(patient):
     path = patient.write("brain_w048", patient.read("brain_w048") * 0)
-    return path, "the brain mask is empty; redo it or remove it"
+    return path, "the brain mask is empty; recreate or remove it"
 
 
 def no_brain_found(patient):

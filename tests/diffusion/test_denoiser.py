@@ -18,7 +18,7 @@ def condition():
 
 
 class Spy:
-    """A denoiser whose x0 is a known function of what it is told, and which counts its calls."""
+    """A denoiser whose x0 is a known function of its input, and which counts its calls."""
 
     def __init__(self):
         self.calls = 0

@@ -30,7 +30,7 @@ from bundle.evaluation.sections import CAPTIONS, GROUPS, SUMMARY
 from bundle.evaluation.tables import COLUMNS, all_tables
 from bundle.forecasters.base import SCORED_REGIONS, Role
 from bundle.forecasters.ensemble import Diffusion
-from bundle.networks.weights import load_weights, write_volume_correction
+from bundle.networks.weights import load_weights, write_fitted
 from bundle.outputs.calibration import read_calibration
 
 pytestmark = pytest.mark.slow
@@ -270,7 +270,7 @@ def test_two_models_in_one_evaluation_keep_their_own_correction(configure, tiny_
     corrections = [VolumeCorrection(-4.0, (log_odds,) * 6) for log_odds in (0.1, 0.9)]
     files = [shutil.copy(file, tmp_path) for file in (tiny_weights, weights_w000)]
     for file, correction in zip(files, corrections):
-        write_volume_correction(file, correction, {})
+        write_fitted(file, "volume_correction", correction, {})
     config = configure(tmp_path / "out", weights=str(files[0]), weights_w000=str(files[1]))
     evaluation, comparison = (config.get_parsed_content(name) for name in ("evaluation", "comparison"))
     models = [x.forecasters["diffusion"] for x in (evaluation, comparison)]

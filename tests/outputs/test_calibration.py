@@ -6,6 +6,7 @@ from bundle.errors import InputError
 from bundle.outputs.calibration import calibration_sentence, read_calibration
 
 SAMPLING = {"num_members": 20, "num_steps": 24, "seed": 0, "amp": True}
+COUNTS = {"mean": [1.0, 1.0], "size": [0.0, 1.0]}
 
 
 def bins(filled):
@@ -16,12 +17,12 @@ def bins(filled):
 
 def calibration(filled=(2, 9), **changes):
     measured = {"data_set": "trial", "simulated": True, "split": "test", "patients": 213}
-    measured |= {"weights_sha256": "abc", "sampling": SAMPLING}
+    measured |= {"weights_sha256": "abc", "sampling": SAMPLING | {"count_model": COUNTS}}
     return measured | {"bins": bins(filled)} | changes
 
 
 def forecast(p, **changes):
-    return {"p_active": p, "weights_sha256": "abc", "sampling": SAMPLING} | changes
+    return {"p_active": p, "weights_sha256": "abc", "sampling": SAMPLING, "count_model": COUNTS} | changes
 
 
 @pytest.mark.parametrize(("p", "span"), [(0.2, "20 to 30 %"), (0.25, "20 to 30 %"), (1.0, "90 to 100 %")])
@@ -41,6 +42,7 @@ def test_the_bin_of_the_forecast_is_told_with_its_interval(p, span):
         (calibration(), forecast(0.2, weights_sha256="d"), "measured with other weights"),
         (calibration(), forecast(0.2, sampling=SAMPLING | {"num_members": 5}), "measured with another num_members"),
         (calibration(), forecast(0.2, sampling=SAMPLING | {"new": 5}), "measured with another new"),
+        (calibration(), forecast(0.2, count_model=None), "measured with another count_model"),
         (calibration(split="all"), forecast(0.2), "on patients of the model's training"),
         (calibration(), forecast(0.35), "none of the 213 patients of the evaluation had a forecast chance of 30 to 40"),
     ],

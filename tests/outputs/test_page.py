@@ -32,6 +32,8 @@ def forecast(**changes):
         "num_members": 16,
         "p_active": 0.25,
         "p_active_interval": [0.09, 0.5],
+        "count_source": "members",
+        "members": {"p_active": 0.25, "p_active_interval": [0.09, 0.5]},
         "count": {"mean": 0.4, "quantiles": {"5": 0, "95": 2}, "histogram": {"0": 0.75, "1": 0.15, "2": 0.1}},
         "volume_ml": {"mean": 0.1, "members": {"mean": 0.1, "quantiles": {"5": 0.0, "95": 0.5}}},
         "differences": [],

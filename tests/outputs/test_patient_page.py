@@ -116,15 +116,15 @@ def test_a_chance_on_the_page_is_that_of_the_file_to_the_stated_step(single, pat
     heatmap = nib.load(single / f"{patient.id}_desc-net2_probseg.nii.gz")
     codes = unpacked(data["arms"][0]["heat"], data["shape"])
     values, affine = np.array(data["values"]), np.array(data["affine"])
-    inverse, shares = np.linalg.inv(heatmap.affine), heatmap.get_fdata()
+    inverse, chances = np.linalg.inv(heatmap.affine), heatmap.get_fdata()
     rng = np.random.default_rng(0)
     seen = 0
     for z, row, column in np.column_stack([rng.integers(size, size=500) for size in data["shape"]]):
         (x0, y0), (step_x, step_y) = data["origin"], data["step"]
         point = affine @ [x0 - step_x * column, y0 - step_y * row, data["levels"][z], 1]  # as the script does
         i, j, k = np.round(inverse @ [*point, 1])[:3].astype(int)
-        expected, told = shares[i, j, k], values[codes[z, row, column]]
-        assert told == 0 if expected < FLOOR else abs(told / expected - 1) <= STEP / 2 + 1e-4
+        expected, stated = chances[i, j, k], values[codes[z, row, column]]
+        assert stated == 0 if expected < FLOOR else abs(stated / expected - 1) <= STEP / 2 + 1e-4
         assert k == data["numbers"][z]
         seen += expected >= FLOOR
     assert seen > 20
@@ -142,7 +142,7 @@ def test_masks_and_visits_are_those_that_were_used(single, patient):
     old = nib.load(patient.volumes["t2_w048"]).get_fdata() > 0
     marks = unpacked(data["visits"][1]["marks"], data["shape"])
     assert 0 < (marks & 1).sum() <= old.sum()
-    assert (unpacked(data["places"], data["shape"]) & 2).any()
+    assert (unpacked(data["inside"], data["shape"]) & 2).any()
 
 
 def test_sites_point_to_their_pixels(single, patient):

@@ -87,12 +87,12 @@ def test_the_heatmap_lies_on_the_flair_and_in_the_brain(forecast_of_one, patient
     for made in (heatmap, consensus):
         np.testing.assert_array_equal(made.affine, flair.affine)
         assert made.shape == flair.shape and nib.aff2axcodes(made.affine) == nib.aff2axcodes(flair.affine)
-    shares, brain = heatmap.get_fdata(), nib.load(patient.brain["w048"]).get_fdata()
-    assert heatmap.get_data_dtype() == np.float32 and shares.min() == 0 and 0 < shares.max() <= 1
-    assert not shares[brain == 0].any()
+    chances, brain = heatmap.get_fdata(), nib.load(patient.brain["w048"]).get_fdata()
+    assert heatmap.get_data_dtype() == np.float32 and chances.min() == 0 and 0 < chances.max() <= 1
+    assert not chances[brain == 0].any()
     agreed = consensus.get_fdata()
     assert set(np.unique(agreed)) <= {0, 1} and not agreed[brain == 0].any()
-    assert np.mean((shares >= 0.5) == agreed) > 0.95  # apart from rounded edges: each is resampled by itself
+    assert np.mean((chances >= 0.5) == agreed) > 0.95  # apart from rounded edges: each is resampled by itself
 
 
 def test_the_report_says_how_it_was_made(forecast_of_one, patient, tiny_weights):
@@ -105,10 +105,10 @@ def test_the_report_says_how_it_was_made(forecast_of_one, patient, tiny_weights)
         0,
     ]
     assert made["weights_sha256"] == hashlib.sha256(tiny_weights.read_bytes()).hexdigest()
-    histogram = {int(count): share for count, share in made["count"]["histogram"].items()}
+    histogram = {int(count): fraction for count, fraction in made["count"]["histogram"].items()}
     assert sum(histogram.values()) == pytest.approx(1, abs=1e-3)
     assert made["p_active"] == pytest.approx(1 - histogram[0])
-    assert made["count"]["mean"] == pytest.approx(sum(n * share for n, share in histogram.items()), abs=0.02)
+    assert made["count"]["mean"] == pytest.approx(sum(n * fraction for n, fraction in histogram.items()), abs=0.02)
 
 
 def test_the_same_seed_gives_the_same_bytes_whatever_the_batch(forecast, forecast_of_one, patient, tmp_path):

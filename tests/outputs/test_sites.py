@@ -6,6 +6,7 @@ from bundle.outputs.sites import likely_sites, site_probability
 
 SLAB = np.diag([2.0, 2.0, 3.0, 1.0])
 COUNTS = np.array([0, 1, 1, 5])
+EQUAL = np.full(4, 1 / 4)
 
 
 def heat(values, shape=(80, 10, 5)):
@@ -25,13 +26,21 @@ def test_sites_lie_where_the_heatmap_is_strongest_and_share_the_expected_count()
 
 
 def test_a_region_that_holds_all_heat_is_as_probable_as_any_lesion():
-    assert site_probability(1, 0.01, COUNTS) == pytest.approx(np.mean(COUNTS > 0))
+    assert site_probability(1, 0.01, COUNTS, EQUAL) == pytest.approx(np.mean(COUNTS > 0))
     [site] = likely_sites(heat({(10, 5, 2): 0.05}), COUNTS)
     assert site.probability == pytest.approx(0.75) and site.expected_lesions == pytest.approx(1.75)
 
 
+def test_a_distribution_gives_what_members_of_it_would():
+    heatmap = heat({(10, 5, 2): 0.05, (60, 5, 2): 0.02})
+    weighted = likely_sites(heatmap, np.array([0, 1, 5]), np.array([0.25, 0.5, 0.25]))
+    for site, other in zip(weighted, likely_sites(heatmap, COUNTS), strict=True):
+        assert site.probability == pytest.approx(other.probability)
+        assert site.expected_lesions == pytest.approx(other.expected_lesions)
+
+
 def test_one_lesion_in_every_member_lies_in_a_region_as_often_as_heat_does():
-    assert site_probability(0.3, 0.0, np.ones(7)) == pytest.approx(0.3)
+    assert site_probability(0.3, 0.0, np.ones(1), np.ones(1)) == pytest.approx(0.3)
 
 
 def test_a_region_is_no_less_probable_than_its_voxels_and_grows_with_its_size():
@@ -39,8 +48,8 @@ def test_a_region_is_no_less_probable_than_its_voxels_and_grows_with_its_size():
     heatmap = Volume(rng.random((30, 30, 5)) ** 8, SLAB)
     sites = likely_sites(heatmap, COUNTS)
     assert sites and all(site.probability >= site.peak_probability > 0 for site in sites)
-    assert site_probability(0.001, 0.78, COUNTS) == 0.78
-    grown = [site_probability(fraction, 0.0, COUNTS) for fraction in np.linspace(0, 1, 11)]
+    assert site_probability(0.001, 0.78, COUNTS, EQUAL) == 0.78
+    grown = [site_probability(fraction, 0.0, COUNTS, EQUAL) for fraction in np.linspace(0, 1, 11)]
     assert grown[0] == 0 and (np.diff(grown) > 0).all()
 
 

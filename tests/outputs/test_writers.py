@@ -13,6 +13,7 @@ from bundle.data.grid import SlabGrid
 from bundle.data.plausibility import Plausibility
 from bundle.data.transforms import LoadCased, RestoreNatived
 from bundle.errors import InputError
+from bundle.forecasters.counts import CountModel, count_features
 from bundle.lesions import LesionRule, voxel_volume_mm3
 from bundle.outputs.summary import ExpectHeatmapd, SummariseMembersd, differences, jeffreys_interval, percent
 from bundle.outputs.writers import WriteForecastd, WritePreviewd
@@ -135,6 +136,25 @@ def test_the_forecast_holds_the_members_distribution():
     assert forecast["volume_ml"]["members"]["quantiles"]["50"] == pytest.approx(0.024)
 
 
+def test_with_a_count_model_the_number_follows_from_the_heatmap_and_that_of_the_members_stands_beside_it():
+    counts = CountModel((1.0, 1.0, 0.0, 0.0), (0.5, 0.0, 0.0, 0.0))
+    heatmap = torch.full((1, *GRID.shape), 0.001)
+    affine = torch.tensor(GRID.affine(np.zeros(3)))
+    image = MetaTensor(torch.ones(8, *GRID.shape), affine=affine, meta={"case": "sub-1"})
+    case = {"image": image, "brain": torch.ones(1, *GRID.shape, dtype=torch.bool), "case": "sub-1", "heatmap": heatmap}
+    result = SummariseMembersd(counts=counts)(case | {"pred": members_of_a_patient()})
+    volume_ml = 0.001 * np.prod(GRID.shape) * np.prod(GRID.spacing_mm) / 1000
+    expected = counts(count_features(image.numpy(), volume_ml))
+    forecast = result["forecast"]
+    np.testing.assert_allclose(result["distribution"], expected, rtol=1e-5, atol=1e-12)
+    assert forecast["count_source"] == "heatmap" and forecast["p_active_interval"] is None
+    assert forecast["p_active"] == pytest.approx(1 - expected[0], rel=1e-5)
+    assert forecast["count"]["mean"] == pytest.approx(np.e * volume_ml, rel=1e-4)
+    without = SummariseMembersd()(case | {"pred": members_of_a_patient()})["forecast"]
+    assert without["count_source"] == "members" and without["count_model"] is None
+    assert forecast["members"] == without["members"] and without["count"] == without["members"]["count"]
+
+
 def test_one_member_forecasts_yes_or_no():
     result = summarised(members_of_a_patient(1))
     assert set(np.unique(result["pred"].numpy())) == {0, 1}
@@ -207,6 +227,9 @@ def test_the_report_holds_these_and_only_these(patient, tmp_path):
         "p_active_interval",
         "p_active_interval_covers",
         "count",
+        "count_source",
+        "count_model",
+        "members",
         "volume_ml",
         "differences",
         "lesions",
@@ -321,14 +344,28 @@ def test_per_cents_never_claim_a_certainty_that_is_not():
     assert list(map(percent, fractions)) == ["0 %", "< 1 %", "1 %", "26 %", "99 %", "> 99 %", "100 %"]
 
 
+def said(p_active, volume_ml, members_ml, peak, source="members", members_p_active=None, interval=(0.0, 1.0)):
+    members = {"p_active": p_active if members_p_active is None else members_p_active, "p_active_interval": interval}
+    summary = {"p_active": p_active, "count_source": source, "members": members}
+    return differences(summary | {"volume_ml": {"members": {"mean": members_ml}}}, volume_ml, peak)
+
+
 def test_differences_are_said_from_a_fifth_on():
-    assert differences(1.0, 1.19, 1.0, 0.5) == differences(1.0, 1.0, 1.19, 0.5) == differences(1.0, 0.0, 0.0, 0.0) == []
-    [volume] = differences(1.0, 1.99, 0.9, 0.5)
-    assert "1.99 ml" in volume and "0.90 ml" in volume
-    [small] = differences(0.0, 1.0, 1.0, 0.004)
-    assert "has < 1 %, more than the 0 % of samples" in small
-    [peak] = differences(0.5, 1.0, 1.0, 0.78)
+    assert said(1.0, 1.19, 1.0, 0.5) == said(1.0, 1.0, 1.19, 0.5) == said(1.0, 0.0, 0.0, 0.0) == []
+    [volume] = said(1.0, 1.99, 0.9, 0.5)
+    assert "1.99 ml" in volume and "0.90 ml" in volume and "the samples'" in volume
+    [small] = said(0.0, 1.0, 1.0, 0.004)
+    assert "has < 1 %, more than the fraction of samples with a lesion anywhere, 0 %" in small
+    [peak] = said(0.5, 1.0, 1.0, 0.78)
     assert "78 %" in peak and "50 %" in peak
+
+
+def test_a_chance_that_the_members_contradict_is_said():
+    assert said(0.3, 1.0, 1.0, 0.1, "heatmap", members_p_active=0.4, interval=(0.2, 0.6)) == []
+    [chance] = said(0.3, 1.0, 1.0, 0.1, "heatmap", members_p_active=0.8, interval=(0.6, 0.9))
+    assert "80 % of the samples have a lesion; by the heatmap the chance is 30 %" in chance
+    [volume] = said(0.3, 1.99, 0.9, 0.1, "heatmap")
+    assert volume.endswith("the expected volume and the sites are the heatmap's.")
 
 
 def test_the_interval_is_that_of_statsmodels():

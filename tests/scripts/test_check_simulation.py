@@ -22,15 +22,15 @@ def test_effect_sizes_of_patients_made_by_hand():
             "smouldering": [0, 0, 0, 0, 0, 0, 4, 5],
         }
     )
-    told = effect_sizes(table)
-    assert told["patients with a smouldering lesion"] == pytest.approx(2 / 8)
-    assert told["old lesions that smoulder"] == pytest.approx(9 / 44)
-    assert told["new lesions, women over men"] == pytest.approx(3)
-    assert told["relapses, women over men"] == pytest.approx(2)
-    assert told["odds of activity, 40 to 49 over under 40"] == pytest.approx((1 / 3) / 3)
-    assert told["new lesions, ratio per 5 years of age"] == pytest.approx(
+    stated = effect_sizes(table)
+    assert stated["patients with a smouldering lesion"] == pytest.approx(2 / 8)
+    assert stated["old lesions that smoulder"] == pytest.approx(9 / 44)
+    assert stated["new lesions, women over men"] == pytest.approx(3)
+    assert stated["relapses, women over men"] == pytest.approx(2)
+    assert stated["odds of activity, 40 to 49 over under 40"] == pytest.approx((1 / 3) / 3)
+    assert stated["new lesions, ratio per 5 years of age"] == pytest.approx(
         3 ** (-1 / 3)
     )  # 3 lesions fall to 1 in 15 years
-    assert told["rank correlation of EDSS and T2 lesions"] == pytest.approx(-1)
-    assert told["rank correlation of diffuse signal and new lesions"] == pytest.approx(1)
-    assert told["median diffuse signal"] == pytest.approx(0.2)
+    assert stated["rank correlation of EDSS and T2 lesions"] == pytest.approx(-1)
+    assert stated["rank correlation of diffuse signal and new lesions"] == pytest.approx(1)
+    assert stated["median diffuse signal"] == pytest.approx(0.2)

@@ -14,7 +14,7 @@ from bundle.diffusion.schedules import Cosine, LogSNRUniformGrid
 from bundle.diffusion.slabs import VolumeCorrection
 from bundle.errors import InputError, input_error
 from bundle.forecasters.ensemble import EnsembleInferer
-from bundle.networks.weights import volume_correction, write_volume_correction
+from bundle.networks.weights import volume_correction, write_fitted
 from scripts.correct_volume import COUNT, FIRST, correct_volume, next_log_odds, walk
 
 SLICES, SIDE = 3, 64
@@ -79,7 +79,7 @@ def test_the_command_writes_what_inference_reads(trial, tiny_weights, config_fil
         ({"members": "x"}, "members=x is not a whole number"),
         ({"rounds": 0}, "rounds=0 is not a whole number"),
         ({"config_file": "nothing.json"}, "nothing.json: no such configuration; correct --config_file"),
-        ({"weights": "nothing.pt"}, "nothing.pt: no weights there"),
+        ({"weights": "nothing.pt"}, "nothing.pt: weights file not found"),
         ({"split": "test"}, "patients with a lesion to come; 10 are needed"),
     ],
 )
@@ -96,7 +96,7 @@ def test_inference_finds_the_correction_beside_the_weights_it_was_fitted_for(tmp
     weights.write_bytes(b"weights")
     assert volume_correction(weights) is None
     correction = VolumeCorrection(-4.0, (0.1, 0.2))
-    file = write_volume_correction(weights, correction, {"patients": 3})
+    file = write_fitted(weights, "volume_correction", correction, {"patients": 3})
     assert file == tmp_path / "model_volume_correction.json"
     assert volume_correction(weights) == correction
     weights.write_bytes(b"other weights")
@@ -118,7 +118,7 @@ def test_inference_finds_the_correction_beside_the_weights_it_was_fitted_for(tmp
 def test_a_damaged_correction_is_refused(change, tmp_path):
     weights = tmp_path / "model.pt"
     weights.write_bytes(b"weights")
-    file = write_volume_correction(weights, VolumeCorrection(-4.0, (0.1,)), {})
+    file = write_fitted(weights, "volume_correction", VolumeCorrection(-4.0, (0.1,)), {})
     file.write_text(json.dumps(change(json.loads(file.read_text()))))
     with pytest.raises(InputError, match="with scripts.correct_volume, or delete it"):
         volume_correction(weights)

@@ -101,13 +101,13 @@ def test_lesions_follow_the_patients_own_spatial_law(histories):
         for h in histories:
             there = h.quiet if kind == "quiet" else np.array([e.territory for e in h.events[0]], int)
             if len(there) >= 20:
-                expected = len(there) * h.places
+                expected = len(there) * h.law
                 usable = expected > 2
-                found = np.bincount(there, minlength=len(h.places))
-                z += ((found - expected) / np.sqrt(expected * (1 - h.places)))[usable].tolist()
+                found = np.bincount(there, minlength=len(h.law))
+                z += ((found - expected) / np.sqrt(expected * (1 - h.law)))[usable].tolist()
         assert abs(np.mean(z)) < 4 / np.sqrt(len(z))
         assert np.var(z) == pytest.approx(1, abs=0.1)
-    mean = np.mean([h.places for h in histories], axis=0)
+    mean = np.mean([h.law for h in histories], axis=0)
     np.testing.assert_allclose(mean, PROTOCOL.dirichlet / PROTOCOL.concentration, atol=0.012)
 
 

@@ -20,7 +20,7 @@ def around():
     history, anatomy = patient_history(5, index), patient_anatomy(5, index)
     return Surroundings(
         anatomy, draw_disease(anatomy, history, 5, index, PROTOCOL).status_w000(), PROTOCOL.hazards
-    ), history.places
+    ), history.law
 
 
 def mean_voxels() -> float:
@@ -29,8 +29,8 @@ def mean_voxels() -> float:
 
 
 def test_shapes_add_up_to_the_mean_volume():
-    assert sum(share for share, _ in mean_lesion_shapes()) == pytest.approx(1)
-    total = sum(share * shape.sum() for share, shape in mean_lesion_shapes())
+    assert sum(fraction for fraction, _ in mean_lesion_shapes()) == pytest.approx(1)
+    total = sum(fraction * shape.sum() for fraction, shape in mean_lesion_shapes())
     assert total == pytest.approx(mean_voxels(), rel=1e-5)
 
 

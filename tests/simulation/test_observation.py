@@ -32,18 +32,18 @@ def test_what_is_read_is_what_was_drawn(trials, preset):
     assert read_protocol(trials / preset) == protocol
     for index in range(2):
         expected = observe(patient_history(SEED, index, protocol), assigned_arm(SEED, index), protocol)
-        told = read_counts(trials / preset, f"sub-000{index + 1}")
-        np.testing.assert_array_equal(told.territories, expected.territories)
-        assert replace(told, territories=None) == replace(expected, territories=None)
+        stated = read_counts(trials / preset, f"sub-000{index + 1}")
+        np.testing.assert_array_equal(stated.territories, expected.territories)
+        assert replace(stated, territories=None) == replace(expected, territories=None)
 
 
 def test_from_w000_alone_nothing_of_the_first_year_is_seen(trials):
-    told = read_observation(trials / "trial", "sub-0001", "w000")
-    assert told.num_net2 is told.num_active is told.num_enhancing is told.growth_mm is None
-    assert told.territories.sum() == told.num_t2 + told.num_gd + told.num_smouldering
+    stated = read_observation(trials / "trial", "sub-0001", "w000")
+    assert stated.num_net2 is stated.num_active is stated.num_enhancing is stated.growth_mm is None
+    assert stated.territories.sum() == stated.num_t2 + stated.num_gd + stated.num_smouldering
     later = read_observation(trials / "trial", "sub-0001")
-    np.testing.assert_array_equal(told.anatomy.tissue, patient_anatomy(SEED, 0).tissue)
-    assert 0 < (told.status > 0).sum() <= (later.status > 0).sum()
+    np.testing.assert_array_equal(stated.anatomy.tissue, patient_anatomy(SEED, 0).tissue)
+    assert 0 < (stated.status > 0).sum() <= (later.status > 0).sum()
 
 
 def test_masks_of_a_clean_reading_show_nearly_what_there_is(trials):

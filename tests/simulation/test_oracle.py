@@ -125,18 +125,18 @@ def test_a_smouldering_lesion_that_has_died_down_tells_of_the_response():
     arm, q = 4, PROTOCOL.partial_responders[4]
     stays, treated = PROTOCOL.stays_active, PROTOCOL.stays_active_treated
     for active in range(4):
-        told = Oracle()(Observation(num_smouldering=3, num_active=active, months=YEAR), arm).partial_response
+        stated = Oracle()(Observation(num_smouldering=3, num_active=active, months=YEAR), arm).partial_response
         partial, full = (s**active * (1 - s) ** (3 - active) for s in (stays, treated))
-        assert told == pytest.approx(q * partial / (q * partial + (1 - q) * full), abs=1e-10)
+        assert stated == pytest.approx(q * partial / (q * partial + (1 - q) * full), abs=1e-10)
 
 
 def test_lesions_not_told_from_smouldering_ones_are_the_sum_of_both():
     seen = Observation(num_t2=4, months=YEAR)
-    told = [Observation(num_t2=4 - s, num_smouldering=s, months=YEAR) for s in range(5)]
+    stated = [Observation(num_t2=4 - s, num_smouldering=s, months=YEAR) for s in range(5)]
     oracle, prior = Oracle(), K * np.log(FRAILTY) - K * FRAILTY
-    evidence = [np.logaddexp.reduce(prior + oracle._log_baseline(o)) for o in told]
+    evidence = [np.logaddexp.reduce(prior + oracle._log_baseline(o)) for o in stated]
     weights = np.exp(evidence - np.max(evidence))
-    mixture = np.average([oracle(o, 0).count_pmf for o in told], axis=0, weights=weights)
+    mixture = np.average([oracle(o, 0).count_pmf for o in stated], axis=0, weights=weights)
     np.testing.assert_allclose(oracle(seen, 0).count_pmf, mixture, atol=1e-10)
 
 
@@ -144,8 +144,8 @@ def test_an_unknown_arm_is_the_mixture_weighed_by_shares_and_by_what_was_seen():
     seen = Observation(num_gd=1, num_net2=3, months=YEAR)
     shape, rate = K + 1, K + PROTOCOL.gd_mean
     evidence = [
-        share * q * nbinom.pmf(3, shape, rate / (rate + r))
-        for share, q, r in zip(PATIENTS_PER_ARM, PROTOCOL.partial_responders, PROTOCOL.rates[:, 0])
+        fraction * q * nbinom.pmf(3, shape, rate / (rate + r))
+        for fraction, q, r in zip(PATIENTS_PER_ARM, PROTOCOL.partial_responders, PROTOCOL.rates[:, 0])
     ]
     mixture = np.average([Oracle()(seen, arm).count_pmf for arm in range(len(ARMS))], axis=0, weights=evidence)
     np.testing.assert_allclose(Oracle()(seen, NULL_ARM).count_pmf, mixture, atol=1e-10)
@@ -198,9 +198,9 @@ def test_places_are_the_conjugate_posterior():
     weight = np.prod(laws[:, counts > 0] ** counts[counts > 0], axis=1)
     estimate = weight @ laws / weight.sum()
     error = np.sqrt(((weight[:, None] * (laws - estimate)) ** 2).sum(0)) / weight.sum()
-    told = Oracle()(Observation(territories=counts, months=YEAR), 0).places
-    assert (abs(told - estimate) < 4.5 * error).all()
-    assert told.sum() == pytest.approx(1)
+    stated = Oracle()(Observation(territories=counts, months=YEAR), 0).law
+    assert (abs(stated - estimate) < 4.5 * error).all()
+    assert stated.sum() == pytest.approx(1)
 
 
 def test_places_are_calibrated_over_a_trial():
@@ -210,10 +210,10 @@ def test_places_are_calibrated_over_a_trial():
         history = patient_history(13, i)
         new = [e.territory for e, _ in zip(history.events[1], history.weeks[0][1])]
         if new:
-            told = oracle._dirichlet(observe(history, 0, PROTOCOL))
-            told = told / told.sum()
-            z.append(np.bincount(new, minlength=NUM_TERRITORIES) - len(new) * told)
-            gain += np.log(told[new] / (PROTOCOL.dirichlet / PROTOCOL.concentration)[new]).tolist()
+            stated = oracle._dirichlet(observe(history, 0, PROTOCOL))
+            stated = stated / stated.sum()
+            z.append(np.bincount(new, minlength=NUM_TERRITORIES) - len(new) * stated)
+            gain += np.log(stated[new] / (PROTOCOL.dirichlet / PROTOCOL.concentration)[new]).tolist()
     z = np.array(z)
     assert (abs(z.sum(0)) < 4 * np.sqrt((z**2).sum(0))).all()
     assert np.mean(gain) > 0.3
@@ -230,7 +230,7 @@ def test_the_heatmap_is_the_chance_that_any_lesion_covers_a_voxel():
     rate = K + PROTOCOL.gd_mean + PROTOCOL.rates[arm, 0]
     exact = 1 - (1 + PROTOCOL.rates[arm, 1] * forecast.footprint.astype(float) / rate) ** -(K + 7)
     np.testing.assert_allclose(forecast.heatmap, exact, atol=2e-5)
-    new, enlarged = Surroundings(anatomy, status, PROTOCOL.hazards).starts(forecast.places, PROTOCOL.enlarging)
+    new, enlarged = Surroundings(anatomy, status, PROTOCOL.hazards).starts(forecast.law, PROTOCOL.enlarging)
     np.testing.assert_allclose(forecast.starts, new + enlarged)
     assert forecast.starts.sum() == pytest.approx(1)
     assert Oracle()(counts, 0).heatmap is None
@@ -260,7 +260,7 @@ def test_outcomes_drawn_from_a_forecast_have_its_counts_and_places():
     assert abs((number > 0).mean() - p) < 3 * np.sqrt(p * (1 - p) / 200)
     starts = [tuple(axis[0] for axis in lesion) for lesions in drawn for lesion in lesions]
     found = np.mean([anatomy.territory[start] == 4 for start in starts])
-    assert abs(found - forecast.places[3]) < 0.1
+    assert abs(found - forecast.law[3]) < 0.1
     touched = Surroundings(anatomy, status, PROTOCOL.hazards).touched
     assert not any(touched[lesion].any() for lesions in drawn for lesion in lesions)
 

@@ -78,9 +78,9 @@ def test_counts_in_the_sidecar_are_those_of_the_history(simulated_patients):
         assert sum(patient.truth["territories_w000"].values()) == history.num_old
         for arm, name in enumerate(ARMS):
             for interval, visit in enumerate(("w048", "w096")):
-                told = patient.truth["arms"][name]
-                assert len(told[f"net2_{visit}"]) == history.count(arm, interval)
-                assert told[f"expected_net2_{visit}"] == history.expected(arm, interval, Protocol())
+                stated = patient.truth["arms"][name]
+                assert len(stated[f"net2_{visit}"]) == history.count(arm, interval)
+                assert stated[f"expected_net2_{visit}"] == history.expected(arm, interval, Protocol())
 
 
 def test_arms_share_the_lesions_of_the_first_interval(simulated_patients):

@@ -133,7 +133,7 @@ def test_weights_travel_as_half_precision_tensors(tmp_path):
 @pytest.mark.parametrize(
     "content, problem",
     [
-        (None, "no weights there"),
+        (None, "weights file not found"),
         (b"", "not a file of weights"),
         (b"not a zip file", "not a file of weights"),
         ({"weight": torch.full((2, 3), torch.nan), "bias": torch.zeros(2)}, "not finite"),

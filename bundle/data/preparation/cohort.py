@@ -18,7 +18,7 @@ from bundle.data.preparation.job import DERIVATIVES, PHASES, Job, record_path, r
 from bundle.data.preparation.overview import overview_html, table_tsv
 from bundle.data.preparation.provenance import digests, generated_by, key_of, read_record
 from bundle.data.preparation.sources import Subject, assign_visits, find_subjects
-from bundle.data.preparation.table import read_rows
+from bundle.data.preparation.study_list import read_rows
 from bundle.data.tables import read_treatments
 from bundle.errors import Guard, InputError
 from bundle.files import check_writable, write_together
@@ -45,7 +45,7 @@ def prepare_dataset(
     Args:
         source: folder of DICOM or NIfTI files (`bundle.data.preparation.sources.find_subjects`).
         out: root of the data set; made if missing.
-        table: of `bundle.data.preparation.table`.
+        table: of `bundle.data.preparation.study_list`.
         workers: processes; None takes one a core.
         key: file to write that says which patient of the source is which label; not inside `out`.
 
@@ -78,7 +78,9 @@ def prepare_dataset(
     try:
         _write_tables(out, arms)
     except OSError as error:
-        raise InputError(f"stopped ({error})", "make room and call again: it goes on from here", file=out) from error
+        raise InputError(
+            f"stopped ({error})", "free disk space and run the command again; it will resume", file=out
+        ) from error
     return prepared, guard.failures
 
 
@@ -140,10 +142,10 @@ def _run(jobs: Mapping[str, Job], workers: int, guard: Guard) -> Iterator[tuple[
     if not jobs:
         return
     workers = min(workers, len(jobs))
-    told = multiprocessing.Queue()
+    progress = multiprocessing.Queue()
     threads = max(1, (os.cpu_count() or 1) // workers)
     with (
-        ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(told, threads)) as pool,
+        ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(progress, threads)) as pool,
         tqdm(total=len(jobs) * len(PHASES), unit="step", bar_format=_BAR) as bar,
     ):
         waiting: dict[Future, str] = {pool.submit(_work, job): label for label, job in jobs.items()}
@@ -151,14 +153,14 @@ def _run(jobs: Mapping[str, Job], workers: int, guard: Guard) -> Iterator[tuple[
         try:
             while waiting:
                 done, _ = wait(waiting, timeout=_POLL_S, return_when=FIRST_COMPLETED)
-                _show(bar, told, phase)
+                _show(bar, progress, phase)
                 for future in done:
                     label = waiting.pop(future)
                     bar.update(len(PHASES) - phase.pop(label))
                     try:
                         future.result()
                     except BrokenProcessPool as error:
-                        raise InputError("a worker was ended by the system", _MEMORY, case=label) from error
+                        raise InputError("a worker was killed by the operating system", _MEMORY, case=label) from error
                     except MemoryError:
                         problem = InputError("too large for the memory", _MEMORY, case=label)
                         guard.refuse(problem)
@@ -167,7 +169,7 @@ def _run(jobs: Mapping[str, Job], workers: int, guard: Guard) -> Iterator[tuple[
                         guard.refuse(error)
                         yield label, error
                     except OSError as error:
-                        fix = "make room and call again: it goes on from here"
+                        fix = "free disk space and run the command again; it will resume"
                         raise InputError(f"stopped ({error.strerror})", fix, case=label) from error
         except BaseException:
             pool.shutdown(cancel_futures=True, wait=False)
@@ -177,11 +179,11 @@ def _run(jobs: Mapping[str, Job], workers: int, guard: Guard) -> Iterator[tuple[
 _BAR = "{desc} |{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}]"
 
 
-def _show(bar: tqdm, told: Any, phase: dict[str, int]) -> None:
-    """Moves the bar on by what the workers told, and names a phase."""
+def _show(bar: tqdm, progress: Any, phase: dict[str, int]) -> None:
+    """Moves the bar on by what the workers reported, and names a phase."""
     while True:
         try:
-            label, name = told.get_nowait()
+            label, name = progress.get_nowait()
         except queue.Empty:
             return
         if label in phase:
@@ -190,13 +192,13 @@ def _show(bar: tqdm, told: Any, phase: dict[str, int]) -> None:
             bar.set_description_str(f"{label} {name:11}")
 
 
-def _start_worker(told: Any, threads: int) -> None:
+def _start_worker(progress: Any, threads: int) -> None:
     end_with_parent()
     import SimpleITK as sitk
     import torch
 
-    global _told
-    _told = told
+    global _progress
+    _progress = progress
     torch.set_num_threads(threads)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
 
@@ -204,7 +206,7 @@ def _start_worker(told: Any, threads: int) -> None:
 def _work(job: Job) -> None:
     from bundle.data.preparation.patient import prepare_patient
 
-    prepare_patient(job, lambda phase: _told.put((job.label, phase)))
+    prepare_patient(job, lambda phase: _progress.put((job.label, phase)))
 
 
 def _is_done(out: Path, label: str, key: str) -> bool:
@@ -252,7 +254,7 @@ def _open_dataset(out: Path, source: Path) -> None:
             if not isinstance(before, list) or not before or before[0].get("Name") != "scripts.prepare":
                 raise InputError("holds another data set", "give an empty folder", file=out)
         elif any(not path.name.startswith(".") for path in out.iterdir()):
-            raise InputError("is not empty and no prepared data set", "give an empty folder", file=out)
+            raise InputError("is not empty and does not hold a prepared data set", "give an empty folder", file=out)
         for leftover in out.glob(".sub-*.partial"):  # of a run that was killed
             shutil.rmtree(leftover, ignore_errors=True)
         write_together(out, {name: json.dumps(description, indent=1).encode()})
@@ -265,7 +267,7 @@ def _open_dataset(out: Path, source: Path) -> None:
 
 def _outside(key: Path, out: Path) -> Path:
     if out.resolve() in key.resolve().parents:
-        raise InputError("lies in the data set, which must not say who is who", "give another --key", file=key)
+        raise InputError("is inside the data set, which must stay pseudonymised", "give another --key", file=key)
     check_writable(key.parent)
     return key
 

@@ -76,15 +76,15 @@ def pair_picture(pair: Pair) -> bytes:
     spots = apply_affine(pair.first.affine, np.argwhere(pair.brain))
     low, high = spots.min(axis=0) - MARGIN_MM, spots.max(axis=0) + MARGIN_MM
     figure = Figure(figsize=(14, 15.6), dpi=80, facecolor="black")
-    axes = figure.subplots(5, 4, gridspec_kw={"hspace": 0.03, "wspace": 0.03, "left": 0.01, "right": 0.99,
-                                              "top": 0.95, "bottom": 0.04})  # fmt: skip
+    margins = {"hspace": 0.03, "wspace": 0.03, "left": 0.01, "right": 0.99, "top": 0.95, "bottom": 0.04}
+    axes = figure.subplots(5, 4, gridspec_kw=margins)
     heights = [low[2] + MARGIN_MM + level * (high[2] - low[2] - 2 * MARGIN_MM) for level in LEVELS]
     planes = [*(("axial", height) for height in heights), ("sagittal", float(spots[:, 0].mean()) + 6)]
     unmoved = pair.later._replace(affine=np.linalg.inv(pair.motion.matrix) @ pair.later.affine)
     for row, (plane, place) in zip(axes, planes):
         points = _plane(plane, place, low, high)
-        first, later, before = (_scaled(_read(scan.values, scan.affine, points)) for scan in
-                                (pair.first, pair.later, unmoved))  # fmt: skip
+        scans = pair.first, pair.later, unmoved
+        first, later, before = (_scaled(_read(scan.values, scan.affine, points)) for scan in scans)
         board = _board(first.shape)
         pictures = (first, later, np.where(board, first, before), np.where(board, first, later))
         for panel, picture in zip(row, pictures):

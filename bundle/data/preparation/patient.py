@@ -85,11 +85,11 @@ def prepare_patient(job: Job, tell: Callable[[str], None] = lambda phase: None) 
         warnings = [*doubts, *warnings]
         record = _record(job, visits, motions, before, after, inputs, warnings)
         tell("drawing")
+        base = visits[first]
         pairs = [
-            Pair(visit, visits[first].flair, visits[visit].flair, visits[first].brain, motions[visit], before[visit],
-                 after[visit], visits[visit].masks)
-            for visit in later
-        ]  # fmt: skip
+            Pair(v, base.flair, visits[v].flair, base.brain, motions[v], before[v], after[v], visits[v].masks)
+            for v in later
+        ]
         folder = staged / "derivatives" / "preparation" / job.label
         write_together(
             folder, {**quality_page(job.label, pairs, record), f"{job.label}_preparation.json": _json(record)}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bundle.data.bids import VISITS
 from bundle.data.preparation.dicom import Series, find_series
-from bundle.data.preparation.table import Row, find_row
+from bundle.data.preparation.study_list import Row, find_row
 from bundle.data.tables import DAYS_A_MONTH, LABEL, read_treatments, session_times
 from bundle.errors import InputError
 

@@ -11,8 +11,8 @@ from bundle.metrics import Values, net_benefit
 class NetBenefit(Metric):
     """Net benefit of treating the patients whose P(active) is at least a threshold, in true positives a patient.
 
-    The threshold says how many treatments in vain one treatment of an active patient is worth: at 20 %, four. At most
-    the fraction of active patients; 0 for treating nobody.
+    The threshold says how many unnecessary treatments one treatment of an active patient is worth: at 20 %,
+    four. At most the fraction of active patients; 0 for treating nobody.
 
     Args:
         percent: the threshold, between 0 and 100.

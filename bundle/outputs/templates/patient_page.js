@@ -4,7 +4,7 @@
   const [depth, rows, columns] = page.shape;
   const area = rows * columns;
   const [OLD, GADOLINIUM, NEW] = [1, 2, 4]; // bits of the marks of a visit
-  const [BRAIN, FORECAST] = [1, 2]; // bits of the places
+  const [BRAIN, FORECAST] = [1, 2]; // bits of `inside`
   const COLOURS = page.colours;
   const byId = (id) => document.getElementById(id);
   const state = {
@@ -33,8 +33,8 @@
 
   /** What the page knows of a voxel of a map. */
   function chance(arm, index) {
-    if (!(page.places[index] & BRAIN)) return "outside the brain, not forecast";
-    if (!(page.places[index] & FORECAST)) return "outside the forecast slab, not forecast";
+    if (!(page.inside[index] & BRAIN)) return "outside the brain, not forecast";
+    if (!(page.inside[index] & FORECAST)) return "outside the forecast slab, not forecast";
     const code = arm.heat[index];
     return code ? percent(page.values[code]) : `below ${percent(page.values[1])}`;
   }
@@ -131,7 +131,7 @@
         outline(context, across, down, (place) => (marks[slice * area + place] & bit) > 0, colour, thin);
       }
       if (arm) {
-        const inside = (place) => (page.places[slice * area + place] & FORECAST) > 0;
+        const inside = (place) => (page.inside[slice * area + place] & FORECAST) > 0;
         if (page.fractions[slice] < 0.995) outline(context, across, down, inside, COLOURS.slab, thin, [4 * thin, 4 * thin]);
         outline(context, across, down, (place) => arm.agreed[slice * area + place] > 0, COLOURS.consensus, 2 * thin);
       }
@@ -249,7 +249,7 @@
   }
 
   async function start() {
-    page.places = await inflate(page.places);
+    page.inside = await inflate(page.inside);
     for (const visit of page.visits) visit.marks = await inflate(visit.marks);
     for (const arm of page.arms) [arm.heat, arm.agreed] = [await inflate(arm.heat), await inflate(arm.agreed)];
     for (const canvas of document.querySelectorAll("canvas")) {

@@ -6,7 +6,7 @@ import pytest
 from preparation_scans import write_dicom
 
 from bundle.data.preparation.sources import Scan, Study, assign_visits, find_subjects
-from bundle.data.preparation.table import read_rows
+from bundle.data.preparation.study_list import read_rows
 from bundle.errors import InputError
 from bundle.lesions import Volume
 

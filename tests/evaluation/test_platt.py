@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from bundle.evaluation.metrics import metric_named
-from bundle.evaluation.recalibration import Recalibration
+from bundle.evaluation.platt import Recalibration
 from bundle.evaluation.scoring import Scores
 
 

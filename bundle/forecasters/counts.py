@@ -1,0 +1,112 @@
+"""The number of lesions to come, given the heatmap: a negative binomial fitted to a network's heatmaps.
+
+A heatmap is the mean of infinitely many members, so its volume says more of a patient's lesion count than twenty
+members do. What it does not say is how the count varies about its mean; both are fitted to patients with a known
+outcome, once for each file of weights.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.stats import nbinom
+
+from bundle.data.bids import CONDITION
+from bundle.errors import InputError
+from bundle.lesions import MAX_COUNT
+from bundle.networks.weights import numbers_of, read_fitted
+
+_MASKS = [index for index, name in enumerate(CONDITION) if not name.startswith("flair")]
+_W048 = [index for index, name in enumerate(CONDITION) if name.endswith("w048")]
+_LEAST_ML = 1e-4  # a smaller volume counts as this one
+_LOG_MEAN, _LOG_SIZE = (-9.0, math.log(MAX_COUNT)), (-5.0, 7.0)  # what is beyond makes no difference to a count
+_LARGEST = 100.0  # coefficient
+_RIDGE = 0.01  # on all coefficients but the intercepts and the volume's: some inputs may be known in all patients
+NUM_FEATURES = 4
+KIND = "count_model"  # as `bundle.networks.weights.fitted_file` has it
+
+
+@dataclass(frozen=True)
+class CountModel:
+    """Negative binomial of the number of lesions; see `count_features`.
+
+    Args:
+        mean: coefficients of the logarithm of its mean, as many as there are features.
+        size: of the logarithm of its size: the variance is mean + mean^2 / size.
+    """
+
+    mean: tuple[float, ...]
+    size: tuple[float, ...]
+
+    def mean_and_size(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of patients with these features (N, 4): (N,) each."""
+        log_mean, log_size = features @ np.array(self.mean), features @ np.array(self.size)
+        return np.exp(np.clip(log_mean, *_LOG_MEAN)), np.exp(np.clip(log_size, *_LOG_SIZE))
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """Probabilities of 0, 1, ..., `MAX_COUNT` or more lesions of one patient with these features (4,)."""
+        (mean,), (size,) = self.mean_and_size(features[None])
+        counts = np.arange(MAX_COUNT + 1)
+        probabilities = nbinom.pmf(counts, size, size / (size + mean))
+        probabilities[-1] += nbinom.sf(MAX_COUNT, size, size / (size + mean))
+        return probabilities
+
+
+def count_features(image: np.ndarray, volume_ml: float) -> np.ndarray:
+    """What the count is forecast from: 1, log volume of the heatmap, and what was unknown when it was made.
+
+    A heatmap made without lesion masks or without w048 rests on less, so that the count varies more about it.
+
+    Args:
+        image: (7 or more, H, W, S), volumes in the order of `CONDITION`; an unknown one is all 0.
+        volume_ml: integral of the heatmap.
+
+    Returns:
+        (4,): 1, log volume, fraction of lesion masks that are unknown, whether all of w048 is.
+    """
+    unknown = np.array([not volume.any() for volume in image[: len(CONDITION)]])
+    return np.array(
+        [1.0, math.log(max(volume_ml, _LEAST_ML)), float(unknown[_MASKS].mean()), float(unknown[_W048].all())]
+    )
+
+
+def fit_counts(features: np.ndarray, counts: np.ndarray) -> CountModel:
+    """The model of maximum likelihood.
+
+    Args:
+        features: (N, 4), of `count_features`.
+        counts: (N,) lesions of these patients at w096.
+
+    Raises:
+        InputError: none of the patients has a lesion, or all have.
+    """
+    if counts.all() or not counts.any():
+        raise InputError("patients with and without lesions at w096 are needed", "give more patients")
+
+    def loss(coefficients: np.ndarray) -> float:
+        model = CountModel(*map(tuple, coefficients.reshape(2, -1)))
+        mean, size = model.mean_and_size(features)
+        ridge = _RIDGE * np.square(coefficients.reshape(2, -1)[:, 2:]).sum()
+        return -float(nbinom.logpmf(counts, size, size / (size + mean)).mean()) + ridge / len(counts)
+
+    start = np.zeros((2, features.shape[1]))
+    start[0, :2] = math.log(counts.mean()) - features[:, 1].mean(), 1
+    found = minimize(loss, start.ravel(), method="BFGS").x.reshape(2, -1)
+    return CountModel(*(tuple(row.round(4).tolist()) for row in found))
+
+
+def count_model(weights: str | Path) -> CountModel | None:
+    """The model that `scripts.fit_counts` fitted for these weights; None if it has not been run for them.
+
+    Raises:
+        InputError: see `bundle.networks.weights.read_fitted`.
+    """
+
+    def build(found: Any) -> CountModel:
+        mean, size = (numbers_of(found[name], NUM_FEATURES, _LARGEST) for name in ("mean", "size"))
+        return CountModel(mean, size)
+
+    return read_fitted(weights, KIND, build, "scripts.fit_counts")
