@@ -1,5 +1,6 @@
 """The zipped bundle in another place, in an environment that has its requirements but not the package."""
 
+import json
 import os
 import subprocess
 import sys
@@ -105,6 +106,15 @@ def test_bad_input_is_still_one_line(unzipped, tmp_path):
     done = python("-m", "monai.bundle", "run", "--config_file", config, "--dataset_dir", "nothing", cwd=tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: nothing: no sub-* folder; ")
+
+
+def test_commands_of_several_files_run_from_any_folder(unzipped, tmp_path):
+    configs = unzipped / "configs"
+    files = json.loads((configs / "evaluate_args.json").read_text())["config_file"]
+    options = ["--config_file", str([str(unzipped / file) for file in files]), "--bundle_root", str(unzipped)]
+    options += ["--args_file", str(configs / "evaluate_args.json"), "--dataset_dir", "nothing"]
+    done = python("-m", "monai.bundle", "run", "evaluating", *options, cwd=tmp_path)
+    assert done.returncode == 1 and "nothing: no sub-* folder; " in done.stderr.splitlines()[-1]
 
 
 def test_the_zip_holds_what_is_needed_and_no_more(unzipped):

@@ -7,12 +7,13 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from bundle.arms import NULL_ARM
-from bundle.data.tables import LABEL, arm_of, checked_arm, read_treatments
+from bundle.data.tables import LABEL, arm_of, checked_arm, participants_path, read_rows_of_participants, same_label
 from bundle.errors import InputError
 
 VISITS = ("w000", "w048", "w096")
@@ -29,7 +30,12 @@ _FILES = {  # folder and ending of each kind of volume
 }
 _SUFFIXES = (".nii.gz", ".nii")
 _OPTIONAL_ENTITY = re.compile(r"(acq|ce|rec|run)-[A-Za-z0-9]+")
-_LIKE_VOLUME = {"": "flair", "derivatives/lesions": "mask|lesion|label", "derivatives/brain": "mask|brain"}
+_LIKE_IMAGE = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".mha", ".mhd", ".hdr")
+_LIKE_VOLUME = {
+    "": "flair|_mask",
+    "derivatives/lesions": "mask|lesion|label",
+    "derivatives/brain": "mask|brain",
+}
 _SESSION = re.compile(r"ses-[A-Za-z0-9]+")
 _LIKE_PATIENT = re.compile(r"sub[-_ .].*|sub\d.*", re.IGNORECASE)
 _CHUNK = 1 << 20
@@ -166,21 +172,50 @@ def list_cases(dataset_dir: str | Path) -> list[str]:
     return cases
 
 
-def dataset_warnings(dataset_dir: str | Path) -> list[str]:
+def dataset_warnings(dataset_dir: str | Path, arm_given: bool = False) -> list[str]:
     """What a data set holds that will not be used as its owner may expect, one line each.
+
+    Args:
+        dataset_dir: its root.
+        arm_given: whether the treatment is that of the request, so that participants.tsv does not matter.
 
     Raises:
         InputError: it, or its participants.tsv, cannot be read.
     """
     root = Path(str(dataset_dir))
-    folders, listed = _patient_like_folders(root), read_treatments(root)
+    folders, labels = _patient_like_folders(root), [label for label, _ in read_rows_of_participants(root)]
     skipped = [name for name in folders if not LABEL.fullmatch(name)]
-    unlisted = [name for name in folders if LABEL.fullmatch(name) and name not in listed] if listed else []
+    cases = [name for name in folders if LABEL.fullmatch(name)]
+    unlisted = []
+    if labels and not arm_given:  # a label that is spelt in another way is refused with the case
+        unlisted = [name for name in cases if not any(same_label(name, label) for label in labels)]
+    wrong = [repr(label) for label in labels if not LABEL.fullmatch(label)]
     warnings = []
+    if not participants_path(root).exists() and not arm_given:
+        warnings.append(f"{root}: no participants.tsv: all treatments are taken as unknown")
+    if wrong:
+        problem = f"{participants_path(root)}: ignored participant_id {_names(wrong)}"
+        warnings.append(f"{problem}; write sub-<letters and digits>")
+    with _readable(root):
+        warnings += _misplaced(root, cases)
     if skipped:
         warnings.append(f"{root}: skipped {_names(skipped)}; patients' folders are named sub-<letters and digits>")
     if unlisted:
         warnings.append(f"{root}: not in participants.tsv: {_names(unlisted)}; their treatment is taken as unknown")
+    return warnings
+
+
+def _misplaced(root: Path, cases: list[str]) -> list[str]:
+    """Folders below derivatives whose names are near those that are read, one line each."""
+    pipelines, warnings = {Path(of).name for of, _ in _FILES.values() if of}, []
+    for folder in _listed(root / "derivatives"):
+        if folder.name not in pipelines and folder.is_dir():
+            if near := get_close_matches(folder.name.lower(), pipelines, n=1, cutoff=0.75):
+                warnings.append(f"{folder}: ignored; it is read from derivatives/{near[0]}")
+        elif folder.name in pipelines:
+            strangers = [name for name in _patient_like_folders(folder) if name not in cases]
+            if strangers:
+                warnings.append(f"{folder}: ignored {_names(strangers)}; no patient has that name")
     return warnings
 
 
@@ -197,8 +232,10 @@ def ignored_files(case: Case) -> list[str]:
             folder = root / pipeline / case.id
             kinds = [kind for kind, (of, _) in _FILES.items() if of == pipeline]
             sessions = [path.name for path in _listed(folder)]
+            sessions = [name for name in sessions if name in elsewhere or name in case.sessions.values()]
             named = {path for kind in kinds for session in sessions for path in _matching(root, case.id, session, kind)}
-            for path in sorted(set(folder.rglob("*.nii*")) - named):
+            images = (path for path in folder.rglob("*") if path.name.lower().endswith(_LIKE_IMAGE))
+            for path in sorted(set(images) - named):
                 inside = path.relative_to(folder)
                 if inside.parts[0] not in elsewhere and re.search(like, path.name.lower()):
                     ignored.append(str(Path(pipeline, case.id) / inside))

@@ -63,7 +63,9 @@ class CachedCases(Dataset):
         try:
             self.cache_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError("cannot be written", "choose another cache folder", file=cache_dir) from error
+            raise InputError(
+                "cannot be written", "choose another --output_dir or --cache_dir", file=cache_dir
+            ) from error
 
     def keep_all(self, num_threads: int = 1) -> None:
         """Reads all patients into the memory of `keep_on`.

@@ -142,6 +142,8 @@ class Plausibility:
             raise InputError(f"{problem}have more than {doubtful:.2f})", fix, case=case, file=file)
         if alignment < doubtful:
             warnings.append(f"{pair} may not be aligned: correlation {alignment:.2f}, usually above {doubtful:.2f}")
+        elif np.array_equal(flairs[0][covered], flairs[1][covered]):
+            warnings.append(f"{pair} are the same image: nothing can have changed between them")
         elif displaced := _better_neighbour(*flairs, covered, alignment + _BETTER):
             warnings.append(f"{pair} may not be aligned: they agree better when moved {displaced}")
         return alignment, warnings

@@ -47,14 +47,27 @@ def read_treatments(dataset_dir: str | Path) -> dict[str, str]:
     """
     path = participants_path(dataset_dir)
     arms: dict[str, str] = {}
-    for row in _read_table(path, ("participant_id", "treatment_arm")):
-        case = row["participant_id"].strip()
+    for case, arm in read_rows_of_participants(dataset_dir):
         if not LABEL.fullmatch(case):
             raise InputError(f"participant_id {case!r}", "write sub-<letters and digits>", file=path)
         if case in arms:
             raise InputError("listed twice", "keep one of the lines", case=case, file=path)
-        arms[case] = row["treatment_arm"]
+        arms[case] = arm
     return arms
+
+
+def read_rows_of_participants(dataset_dir: str | Path) -> list[tuple[str, str]]:
+    """participant_id and treatment_arm of each line of participants.tsv as written; [] if there is no such file.
+
+    Raises:
+        InputError: no table that can be read, a column is missing, or no line has a label sub-<letters and digits>.
+    """
+    path = participants_path(dataset_dir)
+    table = _read_table(path, ("participant_id", "treatment_arm"))
+    rows = [(row["participant_id"].strip(), row["treatment_arm"]) for row in table]
+    if rows and not any(LABEL.fullmatch(label) for label, _ in rows):
+        raise InputError(f"participant_id {rows[0][0]!r}", "write sub-<letters and digits>", file=path)
+    return rows
 
 
 def participants_path(dataset_dir: str | Path) -> Path:
@@ -65,14 +78,20 @@ def participants_path(dataset_dir: str | Path) -> Path:
 def arm_of(dataset_dir: Path, case: str) -> int | None:
     """Class index of a patient's treatment in participants.tsv; None if there is a table that does not list them.
 
+    Lines of other patients may be wrong: they do not matter here.
+
     Raises:
-        InputError: as `read_treatments`, an unknown arm, or the table spells the patient's label in another way.
+        InputError: as `read_rows_of_participants`, an unknown arm, the patient is listed twice, or the table spells the
+            label in another way.
     """
-    treatments, path = read_treatments(dataset_dir), participants_path(dataset_dir)
-    if case in treatments or not treatments:
-        return checked_arm(treatments.get(case), "or n/a", case=case, file=path)
-    for label in treatments:
-        if _without_zeros(label) == _without_zeros(case) and not (dataset_dir / label).is_dir():
+    rows, path = read_rows_of_participants(dataset_dir), participants_path(dataset_dir)
+    arms = [arm for label, arm in rows if label == case]
+    if len(arms) > 1:
+        raise InputError("listed twice", "keep one of the lines", case=case, file=path)
+    if arms or not rows:
+        return checked_arm(arms[0] if arms else None, "or n/a", case=case, file=path)
+    for label, _ in rows:
+        if same_label(label, case) and not (dataset_dir / label).is_dir():
             raise InputError(f"lists {label}, not {case}", "write the label as the folder's", case=case, file=path)
     return None
 
@@ -162,5 +181,10 @@ def _read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     return [dict(zip(header, row)) for row in rows if row]
 
 
+def same_label(one: str, other: str) -> bool:
+    """Whether two labels differ in leading zeros, upper and lower case or the prefix sub- at most."""
+    return _without_zeros(one) == _without_zeros(other)
+
+
 def _without_zeros(label: str) -> str:
-    return re.sub(r"(?<!\d)0+(?=\d)", "", label.lower())
+    return re.sub(r"(?<!\d)0+(?=\d)", "", label.lower().removeprefix("sub-"))

@@ -204,8 +204,18 @@ def _cell(row: Any, before: str = "") -> str:
         return "–"
     # Where the gap is narrow, the fraction closed by a perfect or very bad forecast is meaningless.
     shown = np.isfinite(row.gap_closed) and abs(row.gap_closed) < 10
-    gap = Markup(f" <b>{round(row.gap_closed, 2) + 0.0:.0%}</b>") if shown else ""  # never -0
-    return Markup(f"{row.value:.3g}") + gap + Markup(f"<small>{before}{_interval(row)}</small>")
+    gap = Markup(f" <b>{_percent(row.gap_closed)}</b>") if shown else ""
+    notes = [f"{before}{_interval(row)}"]
+    if shown and row.role == Role.MODEL.value:
+        notes.append(f"gap closed {_percent(row.gap_low)} to {_percent(row.gap_high)}")
+        if np.isfinite(row.gap_from_best) and abs(row.gap_from_best) < 10:
+            span = f"{_percent(row.gap_from_best_low)} to {_percent(row.gap_from_best_high)}"
+            notes.append(f"from the best baseline {_percent(row.gap_from_best)} ({span})")
+    return Markup(f"{row.value:.3g}") + gap + Markup("".join(f"<small>{note}</small>" for note in notes))
+
+
+def _percent(fraction: float) -> str:
+    return f"{round(fraction, 2) + 0.0:.0%}"  # never -0
 
 
 def _interval(row: Any) -> str:

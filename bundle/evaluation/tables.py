@@ -16,7 +16,7 @@ from bundle.metrics import Values
 
 COLUMNS = (
     *("metric", "arm", "forecaster", "role", "value", "ci_low", "ci_high", "n", "positives", "undefined"),
-    *("gap_closed", "gap_low", "gap_high", "gap_from_best"),
+    *("gap_closed", "gap_low", "gap_high", "gap_from_best", "gap_from_best_low", "gap_from_best_high"),
 )
 MIN_POSITIVES = 10  # with fewer, percentiles of a bootstrap say nothing: no interval is given
 ALL = "all"
@@ -46,9 +46,9 @@ def long_table(metrics: Sequence[Metric], scores: Mapping[str, Scores], draws: i
     all. Each model is also compared, in pairs, with the baseline or floor that does best at that metric in that arm
     ("diffusion - regression", role `FROM_BEST`), with the best possible forecast (role `FROM_CEILING`) and with the
     best possible ensemble (role `FROM_ENSEMBLE`; of metrics with a target only with this one). gap_closed, with its
-    interval, is the fraction of the gap between floor and ceiling, gap_from_best that between best baseline
-    and ceiling; see `gap_closed`. Neither interval nor gap is given with fewer than `MIN_POSITIVES` positives, and
-    "undefined" counts the draws in which the metric is not defined, which the interval leaves out.
+    interval, is the fraction of the gap between floor and ceiling, gap_from_best, with its interval, that between best
+    baseline and ceiling; see `gap_closed`. Neither interval nor gap is given with fewer than `MIN_POSITIVES` positives,
+    and "undefined" counts the draws in which the metric is not defined, which the interval leaves out.
 
     Args:
         metrics: rows.
@@ -112,7 +112,7 @@ def rows_of(
             top = values[ceiling]
             gap = NO_GAP if floor is None else gap_closed(x, values[floor], top, higher_is_better)
             of_best = NO_GAP if best is None else gap_closed(x, values[best], top, higher_is_better)
-        rows.append(_row(metric, group, name, roles[name].value, x, gap, of_best[0]))
+        rows.append(_row(metric, group, name, roles[name].value, x, gap, of_best))
     for role, other in ((FROM_BEST, best), (FROM_CEILING, ceiling)):
         if other is not None and higher_is_better is not None:
             rows += _differences(metric, group, values, roles, role, other)
@@ -131,10 +131,10 @@ def _differences(
 
 
 def _row(
-    metric: str, group: Group, name: str, role: str, x: Values, gap: tuple = NO_GAP, of_best: float = np.nan
+    metric: str, group: Group, name: str, role: str, x: Values, gap: tuple = NO_GAP, of_best: tuple = NO_GAP
 ) -> tuple:
     counted = (group.n, group.positives, undefined(x))
-    return (metric, group.arm, name, role, x[0], *group.interval(x), *counted, *gap, of_best)
+    return (metric, group.arm, name, role, x[0], *group.interval(x), *counted, *gap, *of_best)
 
 
 def gap_closed(x: Values, floor: Values, ceiling: Values, higher_is_better: bool) -> tuple[float, float, float]:

@@ -4,6 +4,7 @@ All follow the protocol of the model (`bundle.forecasters.base.Forecaster`). Tho
 `Cohort` of the training split.
 """
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
 
@@ -282,10 +283,12 @@ class Regression:
     def _count_model(self) -> tuple[GLMResultsWrapper, float]:
         """Coefficients and size by maximum likelihood in turn, which converges where fitting both at once diverges."""
         design, counts, size = self._design(self._training), self.cohort.counts, 1.0
-        for _ in range(10):
-            model = GLM(counts, design, family=families.NegativeBinomial(alpha=1 / size)).fit()
-            loss = partial(_negative_binomial_loss, counts, model.fittedvalues)
-            size = float(np.exp(minimize_scalar(loss, bounds=(-5, 5), method="bounded").x))
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")  # a few patients may be fitted exactly
+            for _ in range(10):
+                model = GLM(counts, design, family=families.NegativeBinomial(alpha=1 / size)).fit()
+                loss = partial(_negative_binomial_loss, counts, model.fittedvalues)
+                size = float(np.exp(minimize_scalar(loss, bounds=(-5, 5), method="bounded").x))
         return model, size
 
     def _design(self, x: np.ndarray) -> np.ndarray:

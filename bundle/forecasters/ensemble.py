@@ -347,26 +347,21 @@ class OneCall:
         network: with its weights.
         inferer: makes the heatmap.
         counts: fitted for these weights.
-
-    Raises:
-        InputError: there is no count model for the weights.
     """
 
     role, num_members = Role.MODEL, None
 
     def __init__(self, network: nn.Module, inferer: EnsembleInferer, counts: CountModel | None) -> None:
-        if counts is None:
-            raise InputError(
-                "no count model for these weights", "fit it with scripts.fit_counts, or leave one_call out"
-            )
         self.model, self.counts = Diffusion(network, inferer, LesionRule(), counts=counts), counts
         self.key = key_of("one call", self.model.key)
 
     def __call__(self, patient: Patient) -> Sequence[Forecast]:
         """
         Raises:
-            InputError: the network's output is not finite.
+            InputError: there is no count model for the weights, or the network's output is not finite.
         """
+        if self.counts is None:
+            raise InputError("one_call needs a count model of the weights", "fit it with scripts.fit_counts")
         heatmap = self.model.heatmap(patient)
         forecast = Forecast(np.nan, np.empty(0), np.empty(0), heatmap=heatmap)
         return [with_counts(forecast, self.counts, heatmap, patient)]

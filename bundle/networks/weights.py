@@ -50,8 +50,12 @@ def export_weights(network: nn.Module, path: str | Path) -> None:
     save_atomically({name: value.half() for name, value in network.state_dict().items()}, path)
 
 
-def read_state(path: str | Path) -> dict[str, Any]:
+def read_state(path: str | Path, fix: str = "give a file written by training") -> dict[str, Any]:
     """What torch.save has written: tensors and plain values by name; nothing in the file is run as code.
+
+    Args:
+        path: the file.
+        fix: what to do if it is not such a file.
 
     Raises:
         InputError: no file, or not such a file.
@@ -63,9 +67,9 @@ def read_state(path: str | Path) -> dict[str, Any]:
             "weights file not found", "train a model, or give another file with --weights", file=path
         ) from None
     except Exception as error:  # unpickling fails in many ways on what is not a file of weights
-        raise InputError("not a file of weights, or damaged", "give a file written by training", file=path) from error
+        raise InputError("not a file of weights, or damaged", fix, file=path) from error
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise InputError("not a file of weights", "give a file written by training", file=path)
+        raise InputError("not a file of weights", fix, file=path)
     return state
 
 

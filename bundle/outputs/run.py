@@ -66,7 +66,7 @@ def forecast_items(
         listed = [item for name in (SPLITS if split is None else [split]) for item in load_split(root, name, datalist)]
         return [{"image": item["image"], "arm": item.get("arm")} | inside | given for item in listed]
     cases = list_cases(root)
-    for text in dataset_warnings(root):  # reads participants.tsv: one that is no table raises once
+    for text in dataset_warnings(root, arm is not None):  # reads participants.tsv: one that is no table raises once
         warn(text)
     return [{"image": str(root / name)} | inside | given for name in cases]
 

@@ -62,7 +62,7 @@ class Checkpoints:
         engine.state.dataloader.batch_sampler.start = engine.state.iteration
 
     def _read(self, engine: Engine) -> dict[str, Any]:
-        saved = read_state(self.last)
+        saved = read_state(self.last, "delete it to start this stage again, or choose another output_dir")
         iteration, epoch = saved.get("iteration"), saved.get("epoch")
         if not (
             isinstance(saved.get("settings"), Mapping)

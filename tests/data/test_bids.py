@@ -87,13 +87,23 @@ def test_a_data_set_may_be_named_by_a_number(make_patient, tmp_path, monkeypatch
 
 def test_folders_that_are_skipped_and_patients_that_are_not_listed_are_named(make_patient, tmp_path):
     root = make_patient("sub-01").folder.parent
-    assert dataset_warnings(root) == []
+    assert dataset_warnings(root) == [f"{root}: no participants.tsv: all treatments are taken as unknown"]
+    assert dataset_warnings(root, arm_given=True) == []
     for name in ("sub-01_a", "sub-MS_001", "Sub-02", "sub-03", "subjects", "derivatives"):
         (root / name).mkdir(exist_ok=True)
     (root / "participants.tsv").write_text("participant_id\ttreatment_arm\nsub-01\tplacebo\n")
     assert dataset_warnings(root) == [
         f"{root}: skipped Sub-02, sub-01_a, sub-MS_001; patients' folders are named sub-<letters and digits>",
         f"{root}: not in participants.tsv: sub-03; their treatment is taken as unknown",
+    ]
+    for folder in ("derivatives/lesions/sub-1", "derivatives/lesion", "derivatives/freesurfer"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    (root / "participants.tsv").write_text("participant_id\ttreatment_arm\nsub-01\tplacebo\nsub-03\tplacebo\n3\tx\n")
+    derivatives = root / "derivatives"
+    assert dataset_warnings(root)[:-1] == [
+        f"{root / 'participants.tsv'}: ignored participant_id '3'; write sub-<letters and digits>",
+        f"{derivatives / 'lesion'}: ignored; it is read from derivatives/lesions",
+        f"{derivatives / 'lesions'}: ignored sub-1; no patient has that name",
     ]
     (tmp_path / "other" / "sub-MS_001").mkdir(parents=True)
     with pytest.raises(InputError, match=r"no sub-\* folder \(skipped: sub-MS_001\)"):
@@ -203,6 +213,23 @@ def test_near_misses_are_named(patient):
         assert path in line
     assert "T1w" not in line and "w024" not in line and "label-T2lesion_mask" in line and "\n" not in line
     assert "ses-01" not in line or "derivatives" in line
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "sub-0001/ses-w000/anat/sub-0001_ses-w000_label-T2lesion_mask.nii.gz",
+        "derivatives/lesions/sub-0001/ses-01/anat/sub-0001_ses-01_label-T2lesion_mask.nii.gz",
+        "derivatives/lesions/sub-0001/ses-w000/anat/sub-0001_ses-w000_label-T2lesion_mask.mgz",
+        "sub-0001/ses-w000/anat/sub-0001_ses-w000_FLAIR.NII.GZ",
+    ],
+)
+def test_a_file_in_another_place_or_format_is_named(patient, place):
+    path = patient.folder.parent / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    (line,) = ignored_files(find_case(patient.folder))
+    assert place in line
 
 
 def test_sessions_may_have_other_names(patient):

@@ -193,5 +193,5 @@ def test_the_sessions_are_part_of_the_key(items, tmp_path, make_patient, decoded
 
 def test_a_cache_folder_that_cannot_be_written_is_reported(items, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="file: cannot be written; choose another cache folder"):
+    with pytest.raises(InputError, match="file: cannot be written; choose another --output_dir or --cache_dir"):
         CachedCases(items, LoadCased(grid=GRID, with_outcome=True), tmp_path / "file")

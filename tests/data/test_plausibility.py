@@ -161,6 +161,13 @@ def test_visits_that_hardly_overlap_are_refused_and_others_compared_where_both_a
         load(textured)
 
 
+def test_one_image_given_for_both_visits_is_a_warning(textured):
+    assert load(textured)["warnings"] == []
+    textured.write("flair_w000", textured.read("flair_w048"))
+    (warning,) = load(textured)["warnings"]
+    assert warning == "w048 and w000 are the same image: nothing can have changed between them"
+
+
 def test_the_outcome_must_be_aligned_too(textured):
     change(textured, ("flair_w096", "net2_w096"), lambda data: data[::-1])
     load(textured)

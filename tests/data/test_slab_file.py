@@ -62,7 +62,7 @@ def test_a_visit_that_is_dropped_is_unknown(slab, tmp_path):
         cached_dataset(items, GRID, tmp_path / "cache", drop_visits=visits)[0]["image"] for visits in ([], ["w048"])
     )
     assert torch.equal(part[[0, 1, 2, 7]], whole[[0, 1, 2, 7]]) and not part[3:7].any()
-    with pytest.raises(InputError, match="cannot do without w000"):
+    with pytest.raises(InputError, match="w000 is required in a compact data set"):
         load_slab(slab, GRID, ["w000"])
 
 

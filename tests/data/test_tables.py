@@ -1,7 +1,7 @@
 import pytest
 
 from bundle.data.bids import find_case
-from bundle.data.tables import COVARIATES, read_covariates, read_participants, read_treatments, visit_months
+from bundle.data.tables import COVARIATES, arm_of, read_covariates, read_participants, read_treatments, visit_months
 from bundle.errors import InputError
 
 
@@ -40,6 +40,15 @@ def test_wrong_participants_are_reported_in_one_line(tmp_path, lines, message):
     with pytest.raises(InputError, match=message) as error:
         read_participants(tmp_path)
     assert "participants.tsv" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_wrong_line_leaves_the_other_patients_usable(tmp_path):
+    write_participants(tmp_path, "sub-1\tplacebo", "sub-1\tavonex", "02\tplacebo", "sub-3\tavonex")
+    assert arm_of(tmp_path, "sub-3") == 2 and arm_of(tmp_path, "sub-4") is None
+    with pytest.raises(InputError, match="sub-1: .*listed twice; keep one of the lines"):
+        arm_of(tmp_path, "sub-1")
+    with pytest.raises(InputError, match="sub-02: .*lists 02, not sub-02; write the label as the folder's"):
+        arm_of(tmp_path, "sub-02")
 
 
 def test_an_open_quote_swallows_no_row(tmp_path):

@@ -33,6 +33,7 @@ def test_rows_gaps_and_differences(make_scores):
     best = everyone.value["regression"]
     expected = (everyone.value["diffusion"] - best) / (ceiling - best)
     assert everyone.gap_from_best["diffusion"] == pytest.approx(expected)
+    assert everyone.gap_from_best_low["diffusion"] < expected < everyone.gap_from_best_high["diffusion"]
     difference = everyone.loc["diffusion - regression"]
     assert difference.value == pytest.approx(everyone.value["diffusion"] - everyone.value["regression"])
     assert difference.ci_low < difference.value < difference.ci_high

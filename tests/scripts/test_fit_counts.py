@@ -41,7 +41,7 @@ def test_every_patient_is_seen_whole_and_with_volumes_left_out(trial, tiny_weigh
     "change, problem",
     [
         ({"states": 0}, "states=0 is not a whole number"),
-        ({"weights": "nothing.pt"}, "nothing.pt: no weights there"),
+        ({"weights": "nothing.pt"}, "nothing.pt: weights file not found"),
         ({"config_file": "nothing.json"}, "nothing.json: no such configuration"),
         ({"split": "none"}, "no datalist with 'none' in it"),
     ],

@@ -162,7 +162,7 @@ def test_arguments_out_of_range_are_told(tmp_path, arguments, message):
 def test_a_disk_that_refuses_is_told_in_one_line(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / ".sub-0001.partial").write_text("")  # a file where the patient's folder should be made
-    with pytest.raises(InputError, match="stopped.*goes on from here"):
+    with pytest.raises(InputError, match="stopped.*it will resume"):
         simulate_trial(tmp_path / "full", 1, workers=1)
     assert not (tmp_path / "full" / "participants.tsv").exists()
 

@@ -177,7 +177,7 @@ def test_a_folder_that_holds_something_else_is_refused(source, tmp_path):
         prepare_dataset(source, tmp_path)
     with pytest.raises(InputError, match="lies in the source"):
         prepare_dataset(source, source / "out")
-    with pytest.raises(InputError, match="who is who"):
+    with pytest.raises(InputError, match="must stay pseudonymised"):
         prepare_dataset(source, tmp_path / "x", key=tmp_path / "x" / "key.tsv")
 
 
