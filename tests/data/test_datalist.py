@@ -85,6 +85,12 @@ def test_a_split_is_read_from_the_file_that_is_made_once(trial, capsys):
     assert capsys.readouterr().err == warning
 
 
+def test_a_path_with_two_dots_is_the_same_data_set(trial):
+    root = trial(placebo=3)
+    (root.parent / "beside").mkdir()
+    assert load_split(root.parent / "beside" / ".." / root.name, "all") == load_split(root, "all")
+
+
 def test_what_is_no_datalist_is_reported(trial, tmp_path):
     root = trial(placebo=3)
     with pytest.raises(InputError, match="datalist.json: no datalist with 'tests' in it; make it with scripts"):

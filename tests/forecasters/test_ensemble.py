@@ -14,6 +14,7 @@ from bundle.diffusion.schedules import Cosine, LogSNRUniformGrid
 from bundle.diffusion.slabs import Condition, SlabDenoiser, one_call_heatmap
 from bundle.forecasters.ensemble import EnsembleInferer
 from bundle.networks.slab_unet import ForecastNetwork
+from bundle.runtime import has_fast_bf16
 from bundle.seeding import Streams
 
 S = 3
@@ -179,6 +180,7 @@ def test_numbers_below_one_are_refused(name):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not has_fast_bf16(torch.device("cpu")), reason="bf16, which is the default elsewhere, is slow here")
 def test_bf16_changes_neither_members_nor_heatmap_of_the_shipped_weights(trial):
     """Beyond 4 % of their voxels, and 2 % of the expected volume; of the patient who is to have most lesions."""
     config = inference_config(num_members=2, progress=False, device="cpu", amp=True)
