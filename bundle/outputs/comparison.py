@@ -228,7 +228,7 @@ def _write_numbers(columns: SubFigure, x: float, arm: str, numbers: Mapping[str,
     lines = [
         (arm.replace("_", " "), {"fontsize": 13, "weight": "bold"}),
         (f"chance {percent(numbers['p_active'])}", {"fontsize": 13}),
-        ("" if interval is None else f"{percent(interval[0])} to {percent(interval[1])}", {}),
+        *([] if interval is None else [(f"{percent(interval[0])} to {percent(interval[1])}", {})]),
         (f"{lesions['mean']:.1f} lesions{_bounds(lesions['interval'], '.1f')}", {}),
         (f"{numbers['expected_volume_ml']:.2f} ml", {}),
         ("reference" if is_reference else difference, {"color": "#1f4e8c"}),

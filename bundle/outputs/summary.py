@@ -21,6 +21,7 @@ from bundle.metrics import quantile
 
 QUANTILES = (5, 25, 50, 75, 95)
 LEAST_SHOWN = 1e-4  # probability of a count; the JSON has four decimals
+LEAST_ML = 0.01  # volumes are shown to two decimals
 TOLERANCE = 0.2  # by which the volumes of heatmap and members may differ before the report says so
 
 
@@ -219,7 +220,7 @@ def differences(summary: Mapping[str, Any], volume_ml: float, peak: float) -> li
     from_heatmap = summary["count_source"] == "heatmap"
     members_ml = summary["volume_ml"]["members"]["mean"]
     low, high = sorted((volume_ml, members_ml))
-    if high > (1 + TOLERANCE) * low:
+    if high > (1 + TOLERANCE) * low and high - low >= LEAST_ML:
         rest = "" if from_heatmap else ", the lesion count and the chance the samples'"
         found.append(
             f"The heatmap holds {volume_ml:.2f} ml, the samples {members_ml:.2f} ml on average: "

@@ -352,6 +352,7 @@ def said(p_active, volume_ml, members_ml, peak, source="members", members_p_acti
 
 def test_differences_are_said_from_a_fifth_on():
     assert said(1.0, 1.19, 1.0, 0.5) == said(1.0, 1.0, 1.19, 0.5) == said(1.0, 0.0, 0.0, 0.0) == []
+    assert said(1.0, 0.009, 0.0, 0.5) == []  # both are shown as 0.01 or less
     [volume] = said(1.0, 1.99, 0.9, 0.5)
     assert "1.99 ml" in volume and "0.90 ml" in volume and "the samples'" in volume
     [small] = said(0.0, 1.0, 1.0, 0.004)
