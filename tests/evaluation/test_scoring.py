@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from bundle.evaluation.scoring import BIN_EDGES, Scoring
-from bundle.forecasters.base import SCORED_REGIONS, Findings, Forecast, Patient
+from bundle.evaluation.scoring import BIN_EDGES, Scores, Scoring
+from bundle.forecasters.base import SCORED_REGIONS, Findings, Forecast, Patient, Role
 from bundle.forecasters.cohort import ObservedCase, Record
 from bundle.forecasters.ensemble import ensemble_forecast
 from bundle.lesions import LesionRule
@@ -45,10 +45,23 @@ def test_numbers_of_each_draw(outcome):
 def test_the_fair_crps_is_that_of_the_members_and_of_a_distribution_its_own(outcome):
     counts = {"counts": np.array([0, 3]), "probabilities": np.array([0.5, 0.5])}
     observed = observed_case(outcome, 2)
-    members = Scoring(RULE)([Forecast(0.5, **counts, member_counts=np.array([0, 3]))], observed)
+    drawn = {"member_counts": np.array([0, 3])}
+    members = Scoring(RULE)([Forecast(0.5, **counts, **drawn, of_members=True)], observed)
     assert members["fair_crps"] == 1.5 - 1.5 and members["crps"] == 1.5 - 0.75
-    stated = Scoring(RULE)([Forecast(0.5, **counts)], observed)
-    assert stated["fair_crps"] == stated["crps"] == 0.75
+    for beside in ({}, drawn):  # members that the distribution was not made of do not matter
+        stated = Scoring(RULE)([Forecast(0.5, **counts, **beside)], observed)
+        assert stated["fair_crps"] == stated["crps"] == 0.75
+
+
+def test_log_odds_are_those_of_the_members_only_where_they_make_the_forecast(outcome):
+    observed = observed_case(outcome, 2)
+    marks = np.zeros((4, *SHAPE), bool)
+    drawn = {"member_counts": np.array([0, 0, 0, 1]), "members": marks, "heatmap": marks[0].astype(np.float32)}
+    for of_members, expected in ((True, (1 + 0.5) / (4 + 1)), (False, 0.9)):
+        p = 0.25 if of_members else 0.9
+        forecast = Forecast(p, np.array([0, 1]), np.array([1 - p, p]), **drawn, of_members=of_members)
+        scores = Scores.of(["sub-1"], [Scoring(RULE)([forecast], observed)], Role.MODEL)
+        assert 1 / (1 + np.exp(-scores.log_odds)) == pytest.approx(expected)
 
 
 def test_voxels_are_counted_within_the_brain_and_by_probability(outcome):
