@@ -96,7 +96,7 @@ def _member_scores(forecast: Forecast, observed: ObservedCase) -> dict[str, Valu
         "crps of first members": np.array([crps(counts[:k], np.full(k, 1 / k), true_count) for k in sizes]),
         "brier of first members": np.array([np.square(marks[k - 1] / k - truth).mean() for k in sizes]),
         "member_counts": counts,
-        "counted members": np.array(len(counts) if forecast.of_members else 0),
+        "size of ensemble": np.array(len(counts) if forecast.of_members else 0),
         "members": np.packbits(members.reshape(len(members), -1), axis=1),
     }
 
@@ -175,7 +175,7 @@ class Scores:
     @property
     def log_odds(self) -> Values:
         """(N, R), of P(active); of a fraction of K members of (active + 1/2) / (K + 1), which is never 0 or 1."""
-        if not np.any(self.values.get("counted members", 0)):
+        if not np.any(self.values.get("size of ensemble", 0)):
             return logit(np.clip(self["p_active"], 1e-6, 1 - 1e-6))
         counts = self["member_counts"]
         return logit(((counts > 0).sum(axis=1, keepdims=True) + 0.5) / (counts.shape[1] + 1))

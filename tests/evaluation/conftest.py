@@ -42,7 +42,7 @@ def made_scores(seed=0, draws=1, skill=1.0, role=Role.MODEL):
         "lesions": rng.integers(0, 5, N),
         "marked": rng.integers(0, 5, N),
         "member_counts": member_counts,
-        "counted members": np.full(N, K),
+        "size of ensemble": np.full(N, K),
         "sizes": np.tile([1, 2, 7], (N, 1)),
     }
     outcome_lesions = np.where(count > 0, rng.integers(1, 4, N), 0)

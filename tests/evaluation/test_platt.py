@@ -17,7 +17,7 @@ def test_it_undoes_a_known_distortion():
         "arm": np.zeros(4000, int),
         "true_count": active.astype(int),
         "member_counts": counts,
-        "counted members": np.full(4000, 100),
+        "size of ensemble": np.full(4000, 100),
         "p_active": counts.mean(1, keepdims=True),
     }
     before = Scores(tuple(map(str, range(4000))), values)
