@@ -98,8 +98,17 @@ def fit_counts(features: np.ndarray, counts: np.ndarray) -> CountModel:
     return CountModel(*(tuple(row.round(4).tolist()) for row in found))
 
 
-def count_model(weights: str | Path) -> CountModel | None:
-    """The model that `scripts.fit_counts` fitted for these weights; None if it has not been run for them.
+def count_model(
+    weights: str | Path, guidance_scale: float = 1.0, arm_guidance_scale: float | None = None
+) -> CountModel | None:
+    """The model that `scripts.fit_counts` fitted for these weights.
+
+    Args:
+        weights: their file.
+        guidance_scale, arm_guidance_scale: of the forecast, see `bundle.forecasters.ensemble.SamplingSettings`.
+
+    Returns:
+        None if there is none for these weights, or with guidance: it changes the heatmap's volume.
 
     Raises:
         InputError: see `bundle.networks.weights.read_fitted`.
@@ -109,4 +118,6 @@ def count_model(weights: str | Path) -> CountModel | None:
         mean, size = (numbers_of(found[name], NUM_FEATURES, _LARGEST) for name in ("mean", "size"))
         return CountModel(mean, size)
 
+    if guidance_scale != 1 or arm_guidance_scale not in (None, 1):
+        return None
     return read_fitted(weights, KIND, build, "scripts.fit_counts")

@@ -34,7 +34,7 @@ from bundle.outputs.page_images import (
 )
 from bundle.outputs.panels import COVERED, LEAST, MOST
 from bundle.outputs.summary import chance_note, percent
-from bundle.outputs.writers import arm_entity, writable_folder, write_case
+from bundle.outputs.writers import SCHEMA_VERSION, arm_entity, writable_folder, write_case
 
 LIMIT = 6_000_000  # bytes of a page
 PIXEL_MM = 1.0  # of the images; larger where the page would exceed its limit
@@ -373,10 +373,14 @@ def _json(file: Path) -> dict[str, Any]:
     """A JSON file of a forecast.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: it cannot be read, or another version of the bundle wrote it in another form.
     """
+    fix = "forecast the case again"
     try:
-        return json.loads(file.read_text())
+        content = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        problem = f"cannot be read: {getattr(error, 'strerror', None) or error}"
-        raise InputError(problem, "forecast the case again", file=file) from error
+        raise InputError(f"cannot be read: {getattr(error, 'strerror', None) or error}", fix, file=file) from error
+    version = content.get("schema_version") if isinstance(content, Mapping) else None
+    if version != SCHEMA_VERSION:
+        raise InputError(f"has schema_version {version!r}, not {SCHEMA_VERSION!r}", fix, file=file)
+    return content

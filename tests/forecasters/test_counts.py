@@ -63,7 +63,8 @@ def test_a_model_lies_beside_its_weights(tmp_path):
     torch.save({}, weights)
     assert count_model(weights) is None
     assert write_fitted(weights, KIND, MODEL, {}) == tmp_path / "model_count_model.json"
-    assert count_model(weights) == MODEL
+    assert count_model(weights) == count_model(weights, 1, 1.0) == MODEL
+    assert count_model(weights, 2) is count_model(weights, 1, 0.5) is None  # guidance changes the volume
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from conftest import TINY, inference_config
 
 from bundle.arms import ARMS
 from bundle.data.bids import find_case
+from bundle.data.grid import SlabGrid
 from bundle.errors import InputError, input_error
 from bundle.outputs import patient_page as module
 from bundle.outputs.page_images import FLOOR, STEP
@@ -171,6 +172,14 @@ def test_the_script_makes_the_same_page_from_the_files(single, patient, trial, t
 
 
 @pytest.mark.slow
+def test_a_forecast_of_an_earlier_version_is_refused(single, trial, tmp_path):
+    folder = shutil.copytree(single, tmp_path / single.name)
+    file = folder / f"{single.name}_desc-net2_forecast.json"
+    file.write_text(file.read_text().replace('"schema_version": "3.0"', '"schema_version": "2.0"'))
+    with pytest.raises(InputError, match="has schema_version '2.0', not '3.0'; forecast the case again"):
+        page_of_files(folder, trial, SlabGrid())
+
+
 def test_the_arms_stand_side_by_side_with_their_differences(compared, patient, trial):
     text = page(compared)
     comparison = json.loads((compared / f"{patient.id}_desc-arms_comparison.json").read_text())
