@@ -7,7 +7,8 @@ import torch
 from bundle.diffusion.samplers import AncestralSampler, DPMSolverPP2M
 from bundle.errors import InputError
 from bundle.forecasters.base import SCORED_REGIONS, Forecast, Patient, Role, ensembles, findings_of, key_of
-from bundle.forecasters.ensemble import Diffusion, ensemble_forecast
+from bundle.forecasters.counts import CountModel
+from bundle.forecasters.ensemble import Diffusion, OneCall, ensemble_forecast
 from bundle.lesions import LesionRule, Volume
 
 SHAPE, AFFINE = (8, 9, 5), np.diag([2.0, 2.0, 3.0, 1.0])
@@ -87,6 +88,33 @@ def test_the_model_forecasts_the_arm_within_the_brain_and_does_not_change_the_pa
     assert forecast.member_counts.tolist() == [2, 2] and inferer.case == "sub-7"  # three, one of them outside the brain
     np.testing.assert_allclose(forecast.heatmap, 0.03 * brain, rtol=1e-6)
     assert not patient.image.any()
+
+
+def test_with_a_count_model_the_count_follows_from_the_heatmap_and_the_members_stay():
+    patient = Patient("sub-7", 3, torch.ones(8, *SHAPE), np.ones(SHAPE, bool), AFFINE)
+    counts = CountModel((1.0, 1.0, 0.0, 0.0), (0.5, 0.0, 0.0, 0.0))
+    network = torch.nn.Linear(2, 2)
+    members, with_model = (Diffusion(network, OfArm(), LesionRule(), counts=c) for c in (None, counts))
+    (drawn,), (forecast,), (alone,) = members(patient), with_model(patient), OneCall(network, OfArm(), counts)(patient)
+    volume_ml = 0.03 * np.prod(SHAPE) * 12 / 1000
+    assert forecast.expected_count == pytest.approx(np.e * volume_ml, rel=1e-5)
+    assert forecast.p_active == pytest.approx(
+        1 - forecast.probabilities[0]
+    ) and forecast.probabilities.sum() == pytest.approx(1)
+    assert drawn.of_members and not forecast.of_members and drawn.p_active == 1
+    np.testing.assert_array_equal(forecast.members, drawn.members)
+    np.testing.assert_array_equal(alone.heatmap, forecast.heatmap)
+    np.testing.assert_array_equal(alone.probabilities, forecast.probabilities)
+    assert alone.members is None and alone.presence == {}
+    assert with_model.with_members(3).counts == counts and members.key != with_model.key
+
+
+def test_what_a_count_model_cannot_do_is_refused():
+    patient = Patient("sub-7", 3, torch.zeros(8, *SHAPE), np.ones(SHAPE, bool), AFFINE)
+    with pytest.raises(InputError, match="one_call needs a count model of the weights; fit it with"):
+        OneCall(torch.nn.Linear(2, 2), OfArm(), None)(patient)
+    with pytest.raises(ValueError, match="one-call heatmaps"):
+        Diffusion(torch.nn.Linear(2, 2), OfArm(), LesionRule(), False, CountModel((0.0,) * 4, (0.0,) * 4))
 
 
 class Broken(OfArm):
