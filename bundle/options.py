@@ -13,13 +13,10 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any
 
-import monai.bundle
 from fire.parser import DefaultParseValue
-from monai.bundle.config_item import ComponentLocator, ConfigComponent
 
 from bundle.errors import InputError
 
-_OF_MONAI = tuple(inspect.signature(monai.bundle.run).parameters)  # run_id, config_file, ...
 _OF_COMPONENTS = ("_target_", "_disabled_", "_mode_", "_requires_", "_desc_")
 _SYNONYMS = {"treatment": "arm", "patient": "case", "subject": "case", "participant": "case", "model": "weights"}
 _FLAG = re.compile(r"--?[A-Za-z_]")
@@ -39,6 +36,9 @@ def check_options(arguments: Sequence[str] | None = None) -> None:
     program, *arguments = sys.argv if arguments is None else arguments
     if not is_command(program):
         return
+    import monai.bundle  # here, as scripts read their options with this module and start sooner without it
+
+    of_monai = inspect.signature(monai.bundle.run).parameters  # run_id, config_file, ...
     options = dict(parsed_options(arguments))
     if arguments[:1] == ["run"] and arguments[1:2] and not _FLAG.match(arguments[1]):
         options["run_id"] = arguments[1]
@@ -49,7 +49,7 @@ def check_options(arguments: Sequence[str] | None = None) -> None:
     config = monai.bundle.ConfigParser.load_config_files(options["config_file"])
     _check_run_id(str(options.get("run_id", "run")), config)
     for name in options:
-        if name not in _OF_MONAI:
+        if name not in of_monai:
             check_id(name, config, replaced=options)
 
 
@@ -131,6 +131,8 @@ def _keys(node: Any) -> list[str] | None:
         return []
     if "_target_" not in node:
         return list(node)
+    from monai.bundle.config_item import ComponentLocator, ConfigComponent
+
     name = ConfigComponent(config={"_target_": node["_target_"]}, locator=ComponentLocator()).resolve_module_name()
     parameters = inspect.signature(locate(name)).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):

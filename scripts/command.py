@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import fire
-from monai.bundle import ConfigParser
 
 from bundle.errors import InputError, report_in_one_line
 from bundle.options import advice, parsed_options
+
+if TYPE_CHECKING:
+    from monai.bundle import ConfigParser
 
 
 def run(
@@ -43,7 +45,7 @@ def run(
     fire.Fire(dict(component) if isinstance(component, Mapping) else component, command=arguments)
 
 
-def read_configs(files: str | Path | Sequence[str | Path]) -> ConfigParser:
+def read_configs(files: str | Path | Sequence[str | Path]) -> "ConfigParser":
     """A configuration, with overlays that replace its entries.
 
     Args:
@@ -52,6 +54,8 @@ def read_configs(files: str | Path | Sequence[str | Path]) -> ConfigParser:
     Raises:
         InputError: a file is missing or cannot be parsed.
     """
+    from monai.bundle import ConfigParser  # here, as most scripts do without it
+
     config = ConfigParser()
     files = [files] if isinstance(files, str | Path) else list(files)
     for file in files:
