@@ -31,7 +31,7 @@ from scripts.command import read_configs, run
 def main(
     dataset_dir: str,
     weights: str,
-    split: str = "all",
+    split: str = "validation",
     states: int = 3,
     seed: int = 0,
     config_file: str | tuple[str, ...] = "configs/inference.json",
@@ -41,7 +41,7 @@ def main(
     Args:
         dataset_dir: a BIDS or compact data set of patients whose outcome is known; some hundreds.
         weights: of the network; a count model beside them is replaced.
-        split: of its datalist, to fit on; "all" takes all patients.
+        split: of its datalist, to fit on; "all" takes all patients. None of them may be of the network's training.
         states: heatmaps of each patient: one with all volumes, the others with volumes left out at random.
         seed: of what is left out.
         config_file: of inference, with overlays that change the network.
@@ -52,11 +52,13 @@ def main(
     check_count("states", states)
     checksum = sha256_of(Path(str(weights))) if Path(str(weights)).is_file() else ""
     config = read_configs(config_file)
-    config.update({"weights": weights, "progress": False})
+    config.update({"weights": weights, "progress": False, "guidance_scale": 1, "arm_guidance_scale": 1})
     features, counts = features_and_counts(config, dataset_dir, split, states, seed)
     model = fit_counts(features, counts)
     mean, _ = model.mean_and_size(features)
     fitted = {
+        "data_set": Path(str(dataset_dir)).name,
+        "split": split,
         "patients": len(counts) // states,
         "states": states,
         "seed": seed,

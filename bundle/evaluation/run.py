@@ -147,7 +147,7 @@ def compare_arms(
     if compared_patients is not None:
         check_whole("compared_patients", compared_patients, 0)
     check_case(case, comparison.items)
-    if model_of(comparison.forecasters) is None:
+    if _model_of_effects(comparison.forecasters) is None:
         raise InputError("no weights of the model of w000 alone", "train it, or give their path with --weights_w000")
     compared = _first(comparison, compared_patients)
     with sharing() as (rank, world):
@@ -166,6 +166,11 @@ def compare_arms(
 def model_of(forecasters: Mapping[str, Forecaster]) -> str | None:
     """Name of the first model that draws members: it is recalibrated and shown in the figures of one patient."""
     return next((name for name, f in ensembles(forecasters).items() if f.role is Role.MODEL), None)
+
+
+def _model_of_effects(forecasters: Mapping[str, Forecaster]) -> str | None:
+    """Name of the first model, whether it draws members or not."""
+    return next((name for name, f in forecasters.items() if f.role is Role.MODEL), None)
 
 
 def check_whole(name: str, value: Any, least: int) -> None:
@@ -303,7 +308,7 @@ def _patient_figures(
 
 def _six_arms(comparison: Evaluation, item: Mapping[str, Any]) -> dict[str, Figure]:
     """A patient under each treatment by the model of w000 alone; nothing if there is none."""
-    model = model_of(comparison.forecasters)
+    model = _model_of_effects(comparison.forecasters)
     if model is None:
         return {}
     patient = comparison.read(item).patient

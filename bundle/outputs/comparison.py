@@ -97,7 +97,7 @@ class CompareArmsd(MapTransform):
             self._case, self._arms = output["case"], {}
         for key in self.key_iterator(output):
             image, arm = output[key], ARMS[int(output["arm"])]
-            flair = Volume(image.numpy()[CONDITION.index("flair_w048")], image.affine.numpy())
+            flair = Volume(image.cpu().numpy()[CONDITION.index("flair_w048")], image.affine.cpu().numpy())
             brain = np.asarray(output["brain"].cpu(), dtype=bool)[0]
             view = axial_view(flair, output["heatmap"].numpy(), brain=brain, covered=np.ones_like(brain))
             self._arms[arm] = (output["forecast"], np.asarray(output["counts"]), view)

@@ -316,6 +316,7 @@ def _arm_text(report: Mapping[str, Any], calibration: Mapping[str, Any] | None) 
         "title": _title(report["arm"]),
         "chance": percent(report["p_active"]),
         "chance_note": chance_note(report),
+        "from_members": from_members,
         "lesions": f"{count['mean']:.1f}",
         "lesions_range": f"90 % {'of samples' if from_members else 'interval'}: {few} to {many}",
         "counts_of": f"Fraction of {samples} sample{'s' * (samples > 1)}" if from_members else "Probability",

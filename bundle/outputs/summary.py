@@ -21,6 +21,7 @@ from bundle.metrics import quantile
 
 QUANTILES = (5, 25, 50, 75, 95)
 LEAST_SHOWN = 1e-4  # probability of a count; the JSON has four decimals
+CERTAIN = 1e-4, 1 - 1e-4  # a distribution is never sure; the JSON has four decimals
 LEAST_ML = 0.01  # volumes are shown to two decimals
 TOLERANCE = 0.2  # by which the volumes of heatmap and members may differ before the report says so
 
@@ -108,7 +109,7 @@ class SummariseMembersd(MapTransform):
             from_heatmap = self.count_model is not None and "heatmap" in output
             if from_heatmap:
                 volume_ml = float(heatmap.sum(dtype=np.float64)) * voxel_ml
-                distribution = self.count_model(count_features(np.asarray(output["image"]), volume_ml))
+                distribution = self.count_model(count_features(np.asarray(output["image"].cpu()), volume_ml))
             output |= {
                 key: _on_slab(heatmap[None], affine),
                 "heatmap": _on_slab(heatmap, affine),
@@ -117,7 +118,7 @@ class SummariseMembersd(MapTransform):
                 "distribution": distribution,
                 "consensus": _on_slab(consensus[None].astype(np.float32), affine),
                 "forecast": summarise(counts, volumes_ml, distribution if from_heatmap else None)
-                | {"count_model": plain(self.count_model)},
+                | {"count_model": plain(self.count_model) if from_heatmap else None},
             }
         return output
 
@@ -152,7 +153,8 @@ def summarise(counts: np.ndarray, volumes_ml: np.ndarray, distribution: np.ndarr
     heatmap = {}
     if distribution is not None:
         count = describe_counts(distribution)
-        heatmap = {"p_active": float(1 - distribution[0]), "p_active_interval": None, "count": count}
+        p_active = float(np.clip(1 - distribution[0], *CERTAIN))
+        heatmap = {"p_active": p_active, "p_active_interval": None, "count": count}
     return {
         "num_members": len(counts),
         **(heatmap or members),

@@ -22,7 +22,7 @@ def config_file(tmp_path):
 def test_the_command_writes_what_inference_reads(trial, tiny_weights, config_file, tmp_path):
     weights = tmp_path / "model.pt"
     shutil.copy(tiny_weights, weights)
-    said = main(str(trial), str(weights), states=2, config_file=config_file)
+    said = main(str(trial), str(weights), split="all", states=2, config_file=config_file)
     fitted = json.loads((tmp_path / "model_count_model.json").read_text())["fitted"]
     assert fitted["patients"] == PATIENTS and fitted["states"] == 2 and str(fitted) in said
     mean, _ = count_model(weights).mean_and_size(np.array([[1.0, 0.0, 0.0, 0.0]]))
