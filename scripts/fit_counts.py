@@ -78,7 +78,7 @@ def features_and_counts(
     network, inferer, grid, rule, device = (
         config.get_parsed_content(name) for name in ("network", "inferer", "grid", "lesion_rule", "device")
     )
-    cell_ml, affine = float(np.prod(grid.spacing_mm)) / 1000, grid.affine(np.zeros(3))
+    affine = grid.affine(np.zeros(3))
     leave_out, features, counts = Augmentation(flip=0, drop_arm=0), [], []
     with tempfile.TemporaryDirectory() as cache_dir:
         items = with_outcome(load_split(dataset_dir, split))
@@ -92,8 +92,7 @@ def features_and_counts(
                 streams = Streams.for_members(seed, case["case"], [state])
                 shown = leave_out(image, target, streams)[0] if state else image
                 heatmap = inferer.heatmap(shown.to(device), network)[0].cpu()
-                volume_ml = float((heatmap * inside).sum()) * cell_ml
-                features.append(count_features(shown[0].numpy(), volume_ml))
+                features.append(count_features(shown[0].numpy(), (heatmap * inside).numpy(), affine))
                 counts.append(count)
     return np.array(features), np.array(counts)
 

@@ -16,7 +16,7 @@ from scipy.stats import nbinom
 
 from bundle.data.bids import CONDITION
 from bundle.errors import InputError
-from bundle.lesions import MAX_COUNT
+from bundle.lesions import MAX_COUNT, voxel_volume_mm3
 from bundle.networks.weights import numbers_of, read_fitted
 
 _MASKS = [index for index, name in enumerate(CONDITION) if not name.startswith("flair")]
@@ -55,18 +55,21 @@ class CountModel:
         return probabilities
 
 
-def count_features(image: np.ndarray, volume_ml: float) -> np.ndarray:
+def count_features(image: np.ndarray, heatmap: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """What the count is forecast from: 1, log volume of the heatmap, and what was unknown when it was made.
 
-    A heatmap made without lesion masks or without w048 rests on less, so that the count varies more about it.
+    A heatmap made without lesion masks or without w048 rests on less, so that the count varies more about it. That the
+    arm was unknown is not among the features.
 
     Args:
         image: (7 or more, H, W, S), volumes in the order of `CONDITION`; an unknown one is all 0.
-        volume_ml: integral of the heatmap.
+        heatmap: (H, W, S) on the same slab, 0 outside the brain.
+        affine: (4, 4) of the slab.
 
     Returns:
-        (4,): 1, log volume, fraction of lesion masks that are unknown, whether all of w048 is.
+        (4,): 1, log volume in ml, fraction of lesion masks that are unknown, whether all of w048 is.
     """
+    volume_ml = float(heatmap.sum(dtype=np.float64)) * voxel_volume_mm3(affine) / 1000
     unknown = np.array([not volume.any() for volume in image[: len(CONDITION)]])
     return np.array(
         [1.0, math.log(max(volume_ml, _LEAST_ML)), float(unknown[_MASKS].mean()), float(unknown[_W048].all())]

@@ -30,7 +30,7 @@ from bundle.diffusion.slabs import (
 from bundle.errors import InputError
 from bundle.forecasters.base import SCORED_REGIONS, Forecast, Patient, Role, findings_of, key_of, plain
 from bundle.forecasters.counts import CountModel, count_features
-from bundle.lesions import LesionRule, Volume, voxel_volume_mm3
+from bundle.lesions import LesionRule, Volume
 from bundle.seeding import Streams, digest_of
 
 _BAR = "{l_bar}{bar}| {n:.1f}/{total:.0f} members [{elapsed}<{remaining}]"
@@ -369,8 +369,7 @@ class OneCall:
 
 def with_counts(forecast: Forecast, counts: CountModel, heatmap: np.ndarray, patient: Patient) -> Forecast:
     """The forecast with P(active) and the count that follow from the heatmap (H, W, S)."""
-    volume_ml = float(heatmap.sum(dtype=np.float64)) * voxel_volume_mm3(patient.affine) / 1000
-    probabilities = counts(count_features(patient.image.numpy(), volume_ml))
+    probabilities = counts(count_features(patient.image.numpy(), heatmap, patient.affine))
     return replace(
         forecast,
         p_active=float(1 - probabilities[0]),

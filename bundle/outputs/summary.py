@@ -103,13 +103,11 @@ class SummariseMembersd(MapTransform):
             frequency = marks.mean(axis=0, dtype=np.float32)
             consensus = self.consensus_rule.label(frequency, affine) > 0
             heatmap = np.asarray(output["heatmap"])[0] if "heatmap" in output else frequency
-            voxel_ml = voxel_volume_mm3(affine) / 1000
-            volumes_ml = marks.sum(axis=(1, 2, 3)) * voxel_ml
+            volumes_ml = marks.sum(axis=(1, 2, 3)) * voxel_volume_mm3(affine) / 1000
             distribution = np.bincount(counts) / len(counts)
             from_heatmap = self.count_model is not None and "heatmap" in output
             if from_heatmap:
-                volume_ml = float(heatmap.sum(dtype=np.float64)) * voxel_ml
-                distribution = self.count_model(count_features(np.asarray(output["image"].cpu()), volume_ml))
+                distribution = self.count_model(count_features(np.asarray(output["image"].cpu()), heatmap, affine))
             output |= {
                 key: _on_slab(heatmap[None], affine),
                 "heatmap": _on_slab(heatmap, affine),

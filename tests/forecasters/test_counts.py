@@ -13,6 +13,11 @@ from bundle.networks.weights import fitted_file, write_fitted
 MODEL = CountModel((0.8, 0.9, -0.3, 0.2), (0.5, 0.4, -0.6, -0.5))
 
 
+def features_of(image, volume_ml):
+    """Of a heatmap of that volume: 8 voxels of 1 mm3."""
+    return count_features(image, np.full((2, 2, 2), volume_ml * 1000 / 8), np.eye(4))
+
+
 def test_probabilities_have_the_mean_and_variance_of_a_negative_binomial():
     features = np.array([1.0, -0.7, 0.0, 0.0])
     probabilities, counts = MODEL(features), np.arange(MAX_COUNT + 1)
@@ -24,22 +29,22 @@ def test_probabilities_have_the_mean_and_variance_of_a_negative_binomial():
 
 @pytest.mark.parametrize("volume_ml", [0.0, 1e-9, 1e6])
 def test_any_volume_has_a_distribution(volume_ml):
-    probabilities = MODEL(count_features(np.ones((8, 2, 2, 2)), volume_ml))
+    probabilities = MODEL(features_of(np.ones((8, 2, 2, 2)), volume_ml))
     assert np.isfinite(probabilities).all() and probabilities.sum() == pytest.approx(1)
 
 
 def test_a_larger_heatmap_means_more_lesions():
-    chances = [1 - MODEL(count_features(np.ones((8, 2, 2, 2)), volume))[0] for volume in (0.01, 0.1, 1.0)]
+    chances = [1 - MODEL(features_of(np.ones((8, 2, 2, 2)), volume))[0] for volume in (0.01, 0.1, 1.0)]
     assert chances == sorted(chances) and chances[0] < 0.2 < 0.7 < chances[2]
 
 
 def test_features_say_what_is_unknown():
     image = np.ones((8, 2, 2, 2))
-    assert count_features(image, np.e).tolist() == pytest.approx([1, 1, 0, 0])
+    assert features_of(image, np.e).tolist() == pytest.approx([1, 1, 0, 0])
     image[[index for index, name in enumerate(CONDITION) if name.endswith("w048")]] = 0
-    assert count_features(image, 1.0).tolist() == pytest.approx([1, 0, 3 / 5, 1])
+    assert features_of(image, 1.0).tolist() == pytest.approx([1, 0, 3 / 5, 1])
     image[1:7] = 0
-    assert count_features(image, 1.0).tolist() == pytest.approx([1, 0, 1, 1])
+    assert features_of(image, 1.0).tolist() == pytest.approx([1, 0, 1, 1])
 
 
 def test_the_fit_finds_the_model_that_made_the_counts():

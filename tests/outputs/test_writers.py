@@ -144,7 +144,7 @@ def test_with_a_count_model_the_number_follows_from_the_heatmap_and_that_of_the_
     case = {"image": image, "brain": torch.ones(1, *GRID.shape, dtype=torch.bool), "case": "sub-1", "heatmap": heatmap}
     result = SummariseMembersd(counts=counts)(case | {"pred": members_of_a_patient()})
     volume_ml = 0.001 * np.prod(GRID.shape) * np.prod(GRID.spacing_mm) / 1000
-    expected = counts(count_features(image.numpy(), volume_ml))
+    expected = counts(count_features(image.numpy(), heatmap[0].numpy(), affine.numpy()))
     forecast = result["forecast"]
     np.testing.assert_allclose(result["distribution"], expected, rtol=1e-5, atol=1e-12)
     assert forecast["count_source"] == "heatmap" and forecast["p_active_interval"] is None
