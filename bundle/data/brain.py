@@ -1,8 +1,15 @@
-"""A brain mask for patients without one."""
+"""The brain mask of a patient, and an estimate for those without one."""
+
+from collections.abc import Mapping
 
 import numpy as np
 from nibabel.affines import voxel_sizes
 from scipy import ndimage
+
+from bundle.data.bids import Case
+from bundle.data.volumes import check_same_grid, read_mask
+from bundle.errors import InputError
+from bundle.lesions import Volume
 
 _COARSE_MM = 3.0
 _NECK_MM = 5.0  # half the width of the bridges (muscles, vessels, nerves) that are cut between brain and head
@@ -41,3 +48,29 @@ def estimate_brain(flair: np.ndarray, affine: np.ndarray) -> np.ndarray:
         return flair > 0
     index = np.ix_(*[np.minimum((np.arange(n) * m) // n, m - 1) for n, m in zip(flair.shape, brain.shape)])
     return brain[index]
+
+
+def brain_of(case: Case, flairs: Mapping[str, Volume]) -> tuple[Volume, str]:
+    """Brain mask of the latest visit that has one, "given", else an "estimated" one from the latest FLAIR.
+
+    Args:
+        case: the patient.
+        flairs: scans by name, "flair_w000" and so on, at least one.
+
+    Raises:
+        InputError: the mask is empty or not on the FLAIR's grid, or no brain was found.
+    """
+    latest_first = sorted(flairs, reverse=True)
+    for name in latest_first:
+        visit = name.split("_")[1]
+        if visit in case.brain:
+            brain = read_mask(case.brain[visit], case.id)
+            check_same_grid(brain, flairs[name], case.id)
+            if not brain.values.any():
+                raise InputError("the brain mask is empty", "recreate or remove it", case=case.id, file=brain.path)
+            return brain, "given"
+    flair = flairs[latest_first[0]]
+    found = estimate_brain(flair.values, flair.affine)
+    if not found.any():
+        raise InputError("no brain found", "add a mask in derivatives/brain", case=case.id, file=flair.path)
+    return Volume(found, flair.affine, flair.path), "estimated"

@@ -11,7 +11,8 @@ from monai.transforms import MapTransform
 
 from bundle.brightness import compress_bright
 from bundle.data.bids import CONDITION, OUTCOME, VISITS, Case, find_case, ignored_files, session_labels
-from bundle.data.brain import estimate_brain
+from bundle.data.brain import brain_of
+from bundle.data.estimated import estimation
 from bundle.data.grid import SlabGrid, is_too_fine, read_linearly, slab_centre, to_slab
 from bundle.data.masks import mask_to_slab
 from bundle.data.plausibility import Plausibility
@@ -51,9 +52,9 @@ class LoadCased(MapTransform):
         native_brain: (1, X, Y, Z) uint8 MetaTensor, the brain on the FLAIR that the forecast is returned on (w048's),
             in that file's own axes; its meta names the file. `RestoreNatived` needs it.
         case, arm: participant label and class index.
-        inputs: dict of what was read: used and missing (names of volumes), estimated, brain ("given" or "estimated"),
-            alignment (correlation of the two FLAIR), months and session (by visit). NaN where unknown, so that a
-            DataLoader can collate it; `plain_inputs` makes it fit for JSON.
+        inputs: dict of what was read: used and missing (names of volumes), estimated (those that a program made), brain
+            ("given" or "estimated"), alignment (correlation of the two FLAIR), months and session (by visit). NaN where
+            unknown, so that a DataLoader can collate it; `plain_inputs` makes it fit for JSON.
         warnings: list of what is doubtful, one line each.
 
     Raises:
@@ -97,7 +98,7 @@ class LoadCased(MapTransform):
         _check_required(case, wanted)
         flairs = {name: self._read_flair(case, name) for name in wanted if name.startswith("flair")}
         latest = max(name for name in flairs if name in read)
-        brain, brain_source = _brain(case, {name: flair for name, flair in flairs.items() if name in read})
+        brain, brain_source = brain_of(case, {name: flair for name, flair in flairs.items() if name in read})
         self.plausibility.check_brain(brain, case.id)
         affine = self.grid.affine(slab_centre(brain.values, brain.affine, self.grid))
         self._check_resolution(brain, affine, case)
@@ -123,6 +124,8 @@ class LoadCased(MapTransform):
                     marked, inside, cell_ml, case.id, name, case.volumes[name]
                 )
                 slabs[name] = np.where(marked, 1, -1)
+        estimated = [name for name in CONDITION if name in slabs and estimation(case.volumes[name])]
+        warnings += [f"marked by a program, not by a reader: {', '.join(estimated)}"] if estimated else []
         unknown = np.zeros(self.grid.shape)
         stack = [slabs.get(name, unknown) for name in CONDITION]
         flair = flairs[latest]
@@ -140,7 +143,7 @@ class LoadCased(MapTransform):
             "inputs": {
                 "used": [name for name in CONDITION if name in slabs],
                 "missing": [name for name in CONDITION if name not in slabs],
-                "estimated": ["brain"] if brain_source == "estimated" else [],
+                "estimated": [*estimated, *(["brain"] if brain_source == "estimated" else [])],
                 "brain": brain_source,
                 "alignment": alignment,
                 "months": {visit: np.nan if since is None else since for visit, since in months.items()},
@@ -295,24 +298,6 @@ def _check_required(case: Case, names: Iterable[str]) -> None:
         missing = "FLAIR" if kind == "flair" else "outcome mask"
         fix = "; ".join(["put it there", *ignored_files(case)])  # may be there under another name
         raise InputError(f"no {missing} of {visit}", fix, case=case.id, file=case.expected_path(name))
-
-
-def _brain(case: Case, flairs: Mapping[str, Volume]) -> tuple[Volume, str]:
-    """Brain mask of the latest visit that has one, "given", else an "estimated" one from the latest FLAIR."""
-    latest_first = sorted(flairs, reverse=True)
-    for name in latest_first:
-        visit = name.split("_")[1]
-        if visit in case.brain:
-            brain = read_mask(case.brain[visit], case.id)
-            check_same_grid(brain, flairs[name], case.id)
-            if not brain.values.any():
-                raise InputError("the brain mask is empty", "recreate or remove it", case=case.id, file=brain.path)
-            return brain, "given"
-    flair = flairs[latest_first[0]]
-    found = estimate_brain(flair.values, flair.affine)
-    if not found.any():
-        raise InputError("no brain found", "add a mask in derivatives/brain", case=case.id, file=flair.path)
-    return Volume(found, flair.affine, flair.path), "estimated"
 
 
 def normalised(

@@ -67,11 +67,12 @@ def input_lines(inputs: Mapping[str, Any]) -> list[str]:
         about = [visit] + ([session] if session != f"ses-{visit}" else [])
         about += ["date unknown"] if months is None else [f"month {months:g}"]
         lines.append(f"{', '.join(about)}: {_volumes_of(visit, inputs['used']) or 'nothing'}")
+        if estimated := _volumes_of(visit, inputs["estimated"]):
+            lines.append(f"    marked by a program: {estimated}")
         if missing := _volumes_of(visit, inputs["missing"]):
             lines.append(f"    missing at {visit}: {missing}")
     alignment = inputs["alignment"]
-    estimated = "estimated from the FLAIR" if inputs["brain"] == "estimated" else "given"
-    lines.append(f"Brain mask: {estimated}")
+    lines.append("Brain mask: " + ("estimated from the FLAIR" if inputs["brain"] == "estimated" else "given"))
     lines.append("Correlation of the two FLAIR: " + ("unknown" if alignment is None else f"{alignment:.2f}"))
     return lines
 

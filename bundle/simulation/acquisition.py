@@ -20,6 +20,13 @@ def draw_texture(rng: np.random.Generator) -> np.ndarray:
     return texture
 
 
+def draw_grey_pattern(rng: np.random.Generator) -> np.ndarray:
+    """A patient's own pattern of grey matter, the same at every visit: float32 `SHAPE` of mean 0, deviation 1."""
+    coarse = (SHAPE[0] // 4, SHAPE[1] // 4, SHAPE[2])
+    pattern = doubled(doubled(ndimage.gaussian_filter(rng.standard_normal(coarse, np.float32), (3, 3, 4), truncate=2)))
+    return pattern / pattern.std()
+
+
 def diffuse_extent(anatomy: Anatomy) -> np.ndarray:
     """Where white matter is diffusely abnormal, if it is: float32 `SHAPE` in [0, 1], the white matter round the
     lateral ventricles (Filippi and Rocca 2010, AJNR 31:390), with a border 4 mm wide.
@@ -34,6 +41,7 @@ def tissue_signal(
     growth_mm: float,
     lesion_gain: np.ndarray,
     diffuse: np.ndarray,
+    grey_pattern: np.ndarray | float = 0.0,
 ) -> np.ndarray:
     """Signal before the scanner's own imperfections: float32 `SHAPE`, relative to normal white matter.
 
@@ -44,11 +52,13 @@ def tissue_signal(
         growth_mm: how far the ventricles have widened since w000.
         lesion_gain: float32 `SHAPE`, added brightness relative to white matter; 0 without a lesion.
         diffuse: float32 `SHAPE`, added brightness of diffusely abnormal white matter.
+        grey_pattern: from `draw_grey_pattern`.
     """
     white, grey, fluid = anatomy.tissue
     # The distance is 0 inside, 1 mm in the first voxels outside: these are lost first, each in proportion.
     lost = np.clip(growth_mm + 1 - anatomy.ventricle_mm, 0, 1) * (anatomy.ventricle_mm > 0)
-    signal = (white + settings.grey * grey + settings.fluid * fluid) * texture
+    grey_signal = settings.grey * (1 + settings.grey_pattern * grey_pattern)
+    signal = (white + grey_signal * grey + settings.fluid * fluid) * texture
     added = settings.lesion * np.where(lesion_gain > 0, np.maximum(lesion_gain, diffuse), diffuse)
     return (signal + added) * (1 - lost) + settings.fluid * lost * anatomy.brain
 

@@ -1,12 +1,12 @@
 """What the simulated trial is made of: every number that the oracle knows and a patient's images do not show."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
 from bundle.simulation.readers import Reader
-from bundle.simulation.scanners import EndlessScanners, OneScanner, Scanners
+from bundle.simulation.scanners import EndlessScanners, Fleet, OneScanner, Scanners
 from bundle.simulation.territories import KINDS
 
 PATIENTS_PER_ARM = (327, 237, 271, 529, 193, 574)
@@ -112,14 +112,21 @@ class Protocol:
         return self.t2_mean * load * ((1 + duration) / 9) ** self.t2_duration
 
 
+_CLINIC = Protocol(
+    interval_months=tuple(float(m) for m in range(6, 25)),
+    scanners=EndlessScanners(),
+    reader=Reader(careless=0.5, missing=0.15),
+    unknown_arm=0.15,
+    unknown_covariate=0.2,
+    unknown_months=0.1,
+)
 PRESETS = {
     "trial": Protocol(),
-    "clinic": Protocol(
-        interval_months=tuple(float(m) for m in range(6, 25)),
-        scanners=EndlessScanners(),
-        reader=Reader(careless=0.5, missing=0.15),
-        unknown_arm=0.15,
-        unknown_covariate=0.2,
-        unknown_months=0.1,
+    "clinic": _CLINIC,
+    # To train the segmenter: the masks are the truth, and scans vary more than they do in any clinic.
+    "scanners": replace(
+        _CLINIC,
+        reader=Reader(),
+        scanners=EndlessScanners(Fleet(grey=(1.05, 1.6), bias=(0.015, 0.2), grey_pattern=(0.0, 0.15))),
     ),
 }

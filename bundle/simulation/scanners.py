@@ -23,6 +23,7 @@ class Settings:
         ghost: amplitude of the ghost, shifted by half the field of view along the phase encoding.
         residue: fraction of the surface of the brain where skull stripping left something.
         shift_mm: (3,) error of the registration of this visit to the patient's grid.
+        grey_pattern: standard deviation of the patient's own pattern of brightness of grey matter.
     """
 
     grey: float = 1.25
@@ -36,6 +37,7 @@ class Settings:
     ghost: float = 0.0
     residue: float = 0.0
     shift_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    grey_pattern: float = 0.0
 
 
 class Scanners(Interface):
@@ -71,6 +73,8 @@ class Fleet:
     Attributes:
         shift_mm: largest error of registration, in any direction.
         ghosting, residual: fractions of acquisitions with ghosts and with residue of the skull.
+        grey_pattern: how much the brightness of grey matter varies over the brain, as that of the insula and of the
+            cingulate cortex differs from other cortex in real FLAIR; none if not given.
     """
 
     grey: Range = (1.08, 1.4)
@@ -86,6 +90,7 @@ class Fleet:
     shift_mm: float = 1.0
     ghosting: float = 0.3
     residual: float = 0.4
+    grey_pattern: Range | None = None
 
     def draw(self, rng: np.random.Generator) -> Settings:
         """One scanner with visit-specific artefacts."""
@@ -103,6 +108,7 @@ class Fleet:
             ghost=_log_uniform(rng, self.ghost) * (rng.random() < self.ghosting),
             residue=rng.uniform(*self.residue) * (rng.random() < self.residual),
             shift_mm=tuple(shift.tolist()),
+            grey_pattern=0.0 if self.grey_pattern is None else rng.uniform(*self.grey_pattern),
         )
 
 

@@ -30,7 +30,46 @@ from bundle.training.step import TrainStep, moving_average
 from bundle.training.validation import LEVELS, ActivityAUC, HeatmapLogSkill, LogScore, MeanLogSkill, ValidationStep
 
 
-class Stage:
+class TrainedState:
+    """What training changes of a network, its average, its optimiser and the schedule of its learning rate."""
+
+    network: nn.Module
+    average: nn.Module
+    optimizer: Optimizer
+    lr_schedule: LambdaLR
+
+    def state(self) -> dict[str, Any]:
+        """State of all that training changes, to be saved."""
+        return {name: target.state_dict() for name, target in self._changing.items()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Takes over what `state` gave; the rates of the optimiser remain those of the recipe.
+
+        Raises:
+            Exception: what torch raises for a state that does not fit.
+        """
+        rates = [
+            {key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups
+        ]
+        peaks = self.lr_schedule.base_lrs
+        for name, target in self._changing.items():
+            target.load_state_dict(state[name])
+        self.lr_schedule.base_lrs = peaks
+        for group, own, peak, factor in zip(self.optimizer.param_groups, rates, peaks, self.lr_schedule.lr_lambdas):
+            group.update(own | {"lr": peak * factor(self.lr_schedule.last_epoch)})
+        self.lr_schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+    @property
+    def _changing(self) -> dict[str, Any]:
+        return {
+            "network": bare(self.network),
+            "average": self.average,
+            "optimizer": self.optimizer,
+            "lr_schedule": self.lr_schedule,
+        }
+
+
+class Stage(TrainedState):
     """Everything that training changes, and the settings that it depends on.
 
     Args:
@@ -92,36 +131,6 @@ class Stage:
     def denoiser(self, network: nn.Module) -> SlabDenoiser:
         """The denoiser around a network of this stage."""
         return SlabDenoiser(network, self.recipe.prediction, self.recipe.loss.foreground_weight)
-
-    def state(self) -> dict[str, Any]:
-        """State of all that training changes, to be saved."""
-        return {name: target.state_dict() for name, target in self._changing.items()}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Takes over what `state` gave; the rates of the optimiser remain those of the recipe.
-
-        Raises:
-            Exception: what torch raises for a state that does not fit.
-        """
-        rates = [
-            {key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups
-        ]
-        peaks = self.lr_schedule.base_lrs
-        for name, target in self._changing.items():
-            target.load_state_dict(state[name])
-        self.lr_schedule.base_lrs = peaks
-        for group, own, peak, factor in zip(self.optimizer.param_groups, rates, peaks, self.lr_schedule.lr_lambdas):
-            group.update(own | {"lr": peak * factor(self.lr_schedule.last_epoch)})
-        self.lr_schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
-
-    @property
-    def _changing(self) -> dict[str, Any]:
-        return {
-            "network": bare(self.network),
-            "average": self.average,
-            "optimizer": self.optimizer,
-            "lr_schedule": self.lr_schedule,
-        }
 
 
 def _data_settings(dataset: CachedCases) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Lesion masks from FLAIR alone, for patients whose scans come without any."""

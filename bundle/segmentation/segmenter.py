@@ -1,0 +1,102 @@
+"""Lesion masks of a patient from FLAIR alone, on the grid of each visit's own scan."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from bundle.data.bids import Case
+from bundle.data.grid import read_linearly
+from bundle.data.volumes import read_flair
+from bundle.errors import InputError
+from bundle.lesions import LesionRule, Volume
+from bundle.networks.weights import read_fitted
+from bundle.segmentation.scans import LESIONS, lesion_probability, read_scans, to_slices
+
+KIND = "thresholds"  # as `bundle.networks.weights.fitted_file` has it
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """A voxel is lesion where its probability is at least this; chosen on validation patients.
+
+    Args:
+        t2, net2: of each kind of lesion, in (0, 1).
+    """
+
+    t2: float = 0.5
+    net2: float = 0.5
+
+
+class Segmenter:
+    """T2 lesions of a visit, and new and enlarging ones since an earlier visit, from FLAIR alone.
+
+    Args:
+        network: (B, 6, H, W) -> logits (B, 2, H, W), with its weights.
+        thresholds: of the probabilities.
+        min_volume_mm3: smaller lesions are left out.
+        device: where the network runs.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        thresholds: Thresholds = Thresholds(),
+        min_volume_mm3: float = 9.0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.network = network.to(device).eval()
+        self.thresholds, self.min_volume_mm3, self.device = thresholds, min_volume_mm3, device
+
+    def probability(self, case: Case, visit: str, earlier: str | None = None) -> dict[str, Volume]:
+        """P(lesion) of each voxel on the grid of the visit's FLAIR: "t2" and, with an earlier visit, "net2".
+
+        Args:
+            case: the patient.
+            visit, earlier: "w000", "w048" or "w096"; the scans must be registered.
+
+        Raises:
+            InputError: a FLAIR is missing or cannot be used.
+        """
+        visits = [visit] if earlier is None else [earlier, visit]
+        for wanted in visits:
+            if f"flair_{wanted}" not in case.volumes:
+                file = case.expected_path(f"flair_{wanted}")
+                raise InputError(f"no FLAIR of {wanted}", "add it", case=case.id, file=file)
+        scans = read_scans(case, tuple(visits))
+        slices = to_slices(*(torch.from_numpy(scans.flair[v]).to(self.device) for v in reversed(visits)))
+        found = lesion_probability(self.network, slices).cpu().numpy() * scans.brain
+        flair = read_flair(case.volumes[f"flair_{visit}"], case.id)
+        return {
+            kind: Volume(read_linearly(p, scans.affine, flair.affine, flair.values.shape), flair.affine, flair.path)
+            for kind, p in zip(LESIONS, found)
+            if kind == "t2" or earlier is not None
+        }
+
+    def masks(self, case: Case, visit: str, earlier: str | None = None) -> dict[str, np.ndarray]:
+        """Lesion masks, bool, on the grid of the visit's FLAIR; see `probability`."""
+        marked = {}
+        for kind, probability in self.probability(case, visit, earlier).items():
+            threshold = getattr(self.thresholds, kind)
+            rule = LesionRule(threshold=threshold, min_volume_mm3=self.min_volume_mm3)
+            marked[kind] = rule.label(probability.values, probability.affine) > 0
+        return marked
+
+
+def fitted_thresholds(weights: str | Path) -> Thresholds:
+    """The thresholds that were chosen for these weights; .5 if there are none.
+
+    Raises:
+        InputError: see `bundle.networks.weights.read_fitted`.
+    """
+
+    def build(found: Any) -> Thresholds:
+        values = {kind: float(found[kind]) for kind in LESIONS}
+        if not all(0 < value < 1 for value in values.values()):
+            raise ValueError("a threshold is not in (0, 1)")
+        return Thresholds(**values)
+
+    return read_fitted(weights, KIND, build, "scripts.score_segmentation") or Thresholds()
