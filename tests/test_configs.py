@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 ARGS = sorted((ROOT / "configs").glob("*_args.json"))
 CONFIGS = sorted({*(ROOT / "configs").glob("*.json")} - {ROOT / "configs" / "metadata.json", *ARGS})
 LOCATOR = ComponentLocator()
+SELF_CONTAINED = ("train.json", "inference.json", "segment.json")
 SHARED = ("network_def", "grid", "schedule", "prediction", "foreground_weight", "device")
 
 
@@ -44,7 +45,7 @@ def test_expressions_are_an_import_a_reference_or_one_call(path):
     """But for the one that finds the bundle where it lies: before its code can be imported only MONAI can be asked."""
     config = json.loads(path.read_text())
     found = config.pop("bundle_root", None)
-    assert found == (read("inference.json")["bundle_root"] if path.name in ("train.json", "inference.json") else None)
+    assert found == (read("inference.json")["bundle_root"] if path.name in SELF_CONTAINED else None)
     for text in values(config):
         if not (isinstance(text, str) and text.startswith("$")):
             continue
@@ -77,7 +78,7 @@ def test_imports_name_nothing_of_the_bundle(path):
 def test_overlays_add_to_imports_and_initialize_and_never_replace_them(path):
     ids = json.loads(path.read_text())
     whole = {"imports", "initialize"}
-    assert whole & set(ids) == (whole if path.name in ("train.json", "inference.json") else set())
+    assert whole & set(ids) == (whole if path.name in SELF_CONTAINED else set())
 
 
 def test_training_and_inference_agree_on_what_they_share():
