@@ -25,6 +25,7 @@ _TEMPORARY = re.compile(rf"\..+\.{_HOST}-(\d+)\.part")
 def nifti_bytes(values: np.ndarray, like: Path, description: str = "") -> bytes:
     """A .nii.gz of (X, Y, Z) values on exactly the grid of the file `like`; no text of its header is kept.
 
+    Values are probabilities (floats) or a mask (integers): the header says which, and that 1 is the greatest.
     `description`, at most 79 ASCII characters, becomes its `descrip`.
     """
     scan = nib.load(like)
@@ -35,7 +36,8 @@ def nifti_bytes(values: np.ndarray, like: Path, description: str = "") -> bytes:
         if text in header.keys():  # NIfTI-2 has no db_name
             header[text] = b""
     header["descrip"] = description.encode()
-    header["cal_min"], header["cal_max"], header["intent_code"] = 0, 0, 0
+    header["cal_min"], header["cal_max"] = 0, 1
+    header.set_intent("estimate" if np.issubdtype(values.dtype, np.floating) else "label")
     return gzip.compress(type(scan)(values, scan.affine, header).to_bytes(), compresslevel=4, mtime=0)
 
 

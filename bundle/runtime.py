@@ -132,13 +132,14 @@ def has_fast_bf16(device: torch.device | str) -> bool:
 
 
 def quiet_libraries() -> None:
-    """Drops what ignite's engines say of themselves ("Engine run resuming from iteration 0") from the console.
+    """Drops what ignite's engines and highdicom say of themselves ("Engine run resuming from iteration 0").
 
     Their errors too: the exception is reported by whoever receives it. Metrics and losses, which handlers log under the
     same names, stay. For commands, when MONAI has set up logging.
     """
     for handler in logging.getLogger().handlers:
         handler.addFilter(_is_of_interest)
+    logging.getLogger("highdicom").setLevel(logging.WARNING)
 
 
 def _is_of_interest(record: logging.LogRecord) -> bool:

@@ -34,7 +34,7 @@ TINY = {
 }
 PATIENTS, SEED = 12, 5
 # What takes more than a few seconds: an evaluation, a training, a batch of bad cases, simulated patients.
-SLOW_FIXTURES = {"evaluated", "unbroken", "ward", "small_trial", "simulated_patients"}
+SLOW_FIXTURES = {"prepared_dicom", "evaluated", "unbroken", "ward", "small_trial", "simulated_patients"}
 LONGEST = (
     "training/test_run.py",
     "evaluation/test_report.py",

@@ -47,7 +47,7 @@ def write_dicom(
     lps = np.diag([-1.0, -1, 1, 1]) @ volume.affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
     axes = lps[:3, :3] / spacing
-    series = generate_uid()
+    series, study, frame = generate_uid(), generate_uid(), generate_uid()
     for k in range(volume.values.shape[2]):
         if k in skip:
             continue
@@ -56,8 +56,8 @@ def write_dicom(
         image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID = MRImageStorage
         image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID = generate_uid()
-        image.SeriesInstanceUID, image.StudyInstanceUID = series, generate_uid()
-        image.FrameOfReferenceUID = generate_uid()
+        image.SeriesInstanceUID, image.StudyInstanceUID = series, study
+        image.FrameOfReferenceUID = frame
         image.PatientName, image.PatientID, image.PatientBirthDate = "Mustermann^Erika", "MRN-4711", "19640812"
         image.InstitutionName, image.StudyDate, image.Modality = "St. Elsewhere", day.strftime("%Y%m%d"), "MR"
         image.SeriesDescription, image.SeriesNumber, image.InstanceNumber = description, number, k + 1

@@ -73,3 +73,6 @@ def test_a_map_has_the_grid_of_its_scan_and_none_of_its_texts(tmp_path):
         written = nib.load(tmp_path / "map.nii.gz")
         assert type(written) is kind and (written.get_fdata() == 1).all() and written.header["descrip"] == b""
         np.testing.assert_array_equal(written.affine, scan.affine)
+        assert (float(written.header["cal_max"]), written.header.get_intent()[0]) == (1, "estimate")
+    (tmp_path / "mask.nii.gz").write_bytes(nifti_bytes(np.ones((2, 3, 4), np.uint8), tmp_path / "scan.nii.gz"))
+    assert nib.load(tmp_path / "mask.nii.gz").header.get_intent()[0] == "label"

@@ -104,7 +104,7 @@ def read_series(files: tuple[Path, ...], case: str) -> Volume:
             image = sitk.ReadImage(str(files[0]), sitk.sitkFloat32)
             values, affine = from_itk(image)
         else:
-            files, affine = _sorted_slices(files, case)
+            files, affine = sorted_slices(files, case)
             reader = sitk.ImageSeriesReader()
             reader.SetFileNames([str(path) for path in files])
             reader.SetOutputPixelType(sitk.sitkFloat32)
@@ -118,7 +118,7 @@ def read_series(files: tuple[Path, ...], case: str) -> Volume:
     return Volume(values - values.min(), affine, folder)
 
 
-def _sorted_slices(files: tuple[Path, ...], case: str) -> tuple[list[Path], np.ndarray]:
+def sorted_slices(files: tuple[Path, ...], case: str) -> tuple[list[Path], np.ndarray]:
     """Slices from one end to the other, and the affine (4, 4) in RAS."""
     import pydicom
 
