@@ -16,6 +16,7 @@ from monai.transforms import MapTransform
 
 from bundle import __version__
 from bundle.data.estimated import sidecar_of
+from bundle.data.preparation.dicom import OWN_NAME
 from bundle.data.volumes import read_volume
 from bundle.errors import InputError
 from bundle.files import write_together
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 FILES = ("probability.dcm", "consensus.dcm", "page.dcm")
-_MANUFACTURER, _MODEL = "ms-net2-forecast", "treatment-aware diffusion model"
+_MODEL = "treatment-aware diffusion model"
 _FIRST_SERIES_NUMBER = 9001  # of what is written: after those of the scanner
 _ALIGNED = 0.01  # voxels
 _DESCRIPTION = "Research use only; NET2 forecast"
@@ -201,7 +202,7 @@ def dicom_objects(
     ]
     common = {
         "instance_number": 1,
-        "manufacturer": _MANUFACTURER,
+        "manufacturer": OWN_NAME,
         "manufacturer_model_name": _MODEL,
         "software_versions": __version__,
         "device_serial_number": "0",
@@ -236,7 +237,7 @@ def dicom_objects(
         **common,
     )
     algorithm = highdicom.AlgorithmIdentificationSequence(
-        name=_MANUFACTURER, family=codes.DCM.ArtificialIntelligence, version=__version__
+        name=OWN_NAME, family=codes.DCM.ArtificialIntelligence, version=__version__
     )
     segment = SegmentDescription(
         segment_number=1,

@@ -38,6 +38,7 @@ _TAGS = (
     "ImagePositionPatient",
     "PixelSpacing",
 )
+OWN_NAME = "ms-net2-forecast"  # Manufacturer of what this software writes
 _UNEVEN = 0.1  # of the slice distance: larger differences are missing slices
 _DERIVED = re.compile(r"\b(mpr|mip|minip|reformat|sub|subtraction|fused|screen|localizer|scout|map)\b", re.IGNORECASE)
 _FLAIR = re.compile(r"flair|dark.?fl|tirm", re.IGNORECASE)
@@ -71,18 +72,69 @@ class Series:
     slices: int
 
 
+@dataclass(frozen=True)
+class Segment:
+    """One segment of a DICOM Segmentation.
+
+    Attributes:
+        file: the object.
+        segment: its number.
+        patient, day, number: as those of `Series`.
+        label: SegmentLabel and SeriesDescription; shown on the console only.
+    """
+
+    file: Path
+    segment: int
+    patient: str
+    day: date | None
+    number: int
+    label: str
+
+
+def find_segments(files: Iterable[Path]) -> list[Segment]:
+    """The segments of all DICOM Segmentations among files. Other files are passed over."""
+    from pydicom.uid import SegmentationStorage
+
+    found = []
+    for path in files:
+        header = _header(path, "SegmentSequence", "Manufacturer")
+        if header is None or _text(header, "Manufacturer") == OWN_NAME:  # a forecast is no finding
+            continue
+        if header.get("SOPClassUID") == SegmentationStorage:
+            description = _text(header, "SeriesDescription")
+            for one in header.get("SegmentSequence") or ():
+                label = " ".join(filter(None, [_text(one, "SegmentLabel"), description]))
+                patient, number = _patient(header, path), int(header.get("SeriesNumber") or 0)
+                found.append(Segment(path, int(one.SegmentNumber), patient, _day(header), number, label))
+    return found
+
+
+def read_segment(path: Path, segment: int, case: str) -> Volume:
+    """The mask (X, Y, Z) uint8 of one segment of a DICOM Segmentation, in RAS.
+
+    Raises:
+        InputError: highdicom is not installed, or the object is no volume.
+    """
+    try:
+        from highdicom.seg import segread
+    except ImportError as error:
+        fix = "pip install highdicom, or give the masks as NIfTI"
+        raise InputError("a mask in DICOM needs highdicom", fix, case=case, file=path) from error
+    try:
+        volume = segread(path).get_volume(segment_numbers=[segment])
+    except Exception as error:  # what a damaged or irregular object raises depends on where
+        problem = f"segment {segment} cannot be read as a volume"
+        raise InputError(problem, "export it again, or give the mask as NIfTI", case=case, file=path) from error
+    values = (volume.array[..., 0] > 0).astype(np.uint8).transpose(2, 1, 0)  # from slice, row, column
+    return Volume(values, np.diag([-1.0, -1, 1, 1]) @ volume.affine[:, [2, 1, 0, 3]], path)
+
+
 def find_series(files: Iterable[Path]) -> list[Series]:
     """The MR series among files, in order of patient, day and number. Other files and modalities are passed over."""
-    import pydicom
-    from pydicom.errors import InvalidDicomError
-
     groups: dict[tuple, list[tuple[Path, Any]]] = {}
     for path in files:
-        try:
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
-        except (InvalidDicomError, OSError, EOFError, ValueError, KeyError, AttributeError, NotImplementedError):
-            continue
-        if _text(header, "Modality") == "MR" and "Rows" in header:
+        header = _header(path)
+        if header is not None and _text(header, "Modality") == "MR" and "Rows" in header:
             groups.setdefault(_group(header, path), []).append((path, header))
     found = [_series(members) for members in groups.values()]
     return sorted(found, key=lambda series: (series.patient, series.day or date.min, series.number, series.files[0]))
@@ -166,7 +218,7 @@ def _series(members: list[tuple[Path, Any]]) -> Series:
     image_type = _text(header, "ImageType").upper()
     return Series(
         files=tuple(sorted(path for path, _ in members)),
-        patient=_text(header, "PatientID") or _text(header, "PatientName") or path.parent.as_posix(),
+        patient=_patient(header, path),
         day=_day(header),
         number=int(header.get("SeriesNumber") or 0),
         description=next((name for name in names if name), ""),
@@ -184,6 +236,21 @@ def _flair_by_timing(header: Mapping[str, Any]) -> bool:
     except (TypeError, ValueError):
         return False
     return _FLAIR_TI_MS[0] <= inversion <= _FLAIR_TI_MS[1] and echo >= _FLAIR_TE_MS
+
+
+def _header(path: Path, *more: str) -> Any:
+    """The header of a DICOM file, of `_TAGS` and `more`; None of another file."""
+    import pydicom
+    from pydicom.errors import InvalidDicomError
+
+    try:
+        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[*_TAGS, *more])
+    except (InvalidDicomError, OSError, EOFError, ValueError, KeyError, AttributeError, NotImplementedError):
+        return None
+
+
+def _patient(header: Any, path: Path) -> str:
+    return _text(header, "PatientID") or _text(header, "PatientName") or path.parent.as_posix()
 
 
 def _day(header: Any) -> date | None:

@@ -19,7 +19,7 @@ from bundle.data.grid import read_nearest
 from bundle.data.plausibility import Plausibility
 from bundle.data.preparation.agreement import Limits, register_checked
 from bundle.data.preparation.correction import correct_bias
-from bundle.data.preparation.dicom import read_series
+from bundle.data.preparation.dicom import read_segment, read_series
 from bundle.data.preparation.job import Job, places_of, remove_patient
 from bundle.data.preparation.page import Pair, quality_page
 from bundle.data.preparation.provenance import sidecar
@@ -104,23 +104,25 @@ def _read(job: Job, visit: str, study: Study) -> _Visit:
     limits.check_extent(flair, job.label)
     given = "brain" in study.scans
     if given:
-        brain = _on_grid(read_mask(study.scans["brain"].files[0], job.label), flair)
+        brain = _on_grid(_read_mask(study.scans["brain"], job.label), flair)
     else:
         brain = estimate_brain(flair.values, flair.affine)
     if not brain.any():
         fix = "correct the brain mask" if given else "add a brain mask"
         raise InputError(f"no brain found at {visit}", fix, case=job.label, file=flair.path)
     limits.check_brain(Volume(brain, flair.affine, flair.path), job.label)
-    masks = {
-        kind: _on_grid(read_mask(study.scans[kind].files[0], job.label), flair)
-        for kind in _LABELS
-        if kind in study.scans
-    }
+    masks = {kind: _on_grid(_read_mask(study.scans[kind], job.label), flair) for kind in _LABELS if kind in study.scans}
     return _Visit(flair, brain, masks, given)
 
 
 def _read_scan(scan: Scan, case: str) -> Volume:
     return read_series(scan.files, case) if scan.dicom else read_flair(scan.files[0], case)
+
+
+def _read_mask(scan: Scan, case: str) -> Volume:
+    if scan.segment is not None:
+        return read_segment(scan.files[0], scan.segment, case)
+    return read_mask(scan.files[0], case)
 
 
 def _on_grid(mask: Volume, flair: Volume) -> np.ndarray:

@@ -20,7 +20,7 @@ def generated_by() -> list[dict[str, str]]:
 
 def scan_digest(scan: Scan) -> str:
     """SHA-256 of a scan's files, in order."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"" if scan.segment is None else f"segment {scan.segment}".encode())
     for path in scan.files:
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):

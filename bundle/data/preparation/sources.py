@@ -8,7 +8,7 @@ from datetime import date
 from pathlib import Path
 
 from bundle.data.bids import VISITS
-from bundle.data.preparation.dicom import Series, find_series
+from bundle.data.preparation.dicom import Segment, Series, find_segments, find_series
 from bundle.data.preparation.study_list import Row, find_row
 from bundle.data.tables import DAYS_A_MONTH, LABEL, read_treatments, session_times
 from bundle.errors import InputError
@@ -36,10 +36,11 @@ _SHOWN = 8  # names in a remark
 
 @dataclass(frozen=True)
 class Scan:
-    """One volume of a source: a NIfTI file or the files of a DICOM series."""
+    """One volume of a source: a NIfTI file, the files of a DICOM series, or a segment of a DICOM Segmentation."""
 
     files: tuple[Path, ...]
     dicom: bool = False
+    segment: int | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ def find_subjects(source: Path, rows: Sequence[Row] = ()) -> list[Subject]:
     nifti = [path for path in files if path.name.endswith(_NIFTI)]
     others = [path for path in files if not path.name.endswith((*_NIFTI, *_NO_IMAGES))]
     found = [*_nifti_scans(nifti, source, rows), *_dicom_scans(find_series(others), source, rows)]
+    found += _dicom_masks(find_segments(others), source, rows)
     if not any(scan.kind for scan in found):
         problem = f"none of its {len(files)} files is a FLAIR or a mask" if files else "is empty"
         raise InputError(problem, "name the scans in a table (--table)", file=source)
@@ -206,7 +208,7 @@ def _dicom_scans(series: Iterable[Series], source: Path, rows: Sequence[Row]) ->
     for one in series:
         row = find_row(rows, one.files[0].relative_to(source))
         kind = row.kind or ("flair" if one.flair and one.slices >= _LEAST_SLICES else "")
-        kind = kind if kind == "flair" else ""  # masks in DICOM (SEG, RTSTRUCT) are not read
+        kind = kind if kind == "flair" else ""  # a mask is no MR image
         day = row.day or one.day
         order = ("day", day.isoformat()) if day else ("folder", *_natural(one.files[0].parent.as_posix()))
         rank = (not row.kind, one.derived, one.contrast, -one.slices, one.number)
@@ -214,6 +216,20 @@ def _dicom_scans(series: Iterable[Series], source: Path, rows: Sequence[Row]) ->
         months = day.toordinal() / DAYS_A_MONTH if day else None
         scan = Scan(one.files, dicom=True)
         found.append(_Found(row.patient or one.patient, order, months, row.visit, kind, scan, rank, name))
+    return found
+
+
+def _dicom_masks(segments: Iterable[Segment], source: Path, rows: Sequence[Row]) -> list[_Found]:
+    found = []
+    for one in segments:
+        row = find_row(rows, one.file.relative_to(source))
+        kind = row.kind or _kind(f"mask {one.label}", "")
+        day = row.day or one.day
+        order = ("day", day.isoformat()) if day else ("folder", *_natural(one.file.parent.as_posix()))
+        months = day.toordinal() / DAYS_A_MONTH if day else None
+        scan = Scan((one.file,), dicom=True, segment=one.segment)
+        name = f"segment {one.segment} ({one.label})"
+        found.append(_Found(row.patient or one.patient, order, months, row.visit, kind, scan, (not row.kind,), name))
     return found
 
 

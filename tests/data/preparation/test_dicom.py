@@ -1,10 +1,22 @@
 from datetime import date
 
 import numpy as np
+import pydicom
 import pytest
+from highdicom.seg import Segmentation, SegmentDescription
 from preparation_scans import turned, write_dicom
+from pydicom.sr.codedict import codes
 
-from bundle.data.preparation.dicom import find_series, read_series
+from bundle.data.grid import read_nearest
+from bundle.data.preparation.dicom import (
+    OWN_NAME,
+    find_segments,
+    find_series,
+    read_segment,
+    read_series,
+    sorted_slices,
+)
+from bundle.data.preparation.sources import find_subjects
 from bundle.errors import InputError
 from bundle.lesions import Volume
 
@@ -13,6 +25,14 @@ OBLIQUE = Volume(
     turned() @ np.array([[-0.7, 0, 0, 90.0], [0, -0.9, 0, 120], [0, 0, 4, -30], [0, 0, 0, 1]]),
 )
 DAY = date(2020, 1, 2)
+# Of the images that a Segmentation refers to.
+REQUIRED = {
+    "StudyID": "1",
+    "AccessionNumber": "",
+    "StudyTime": "101010",
+    "PatientSex": "",
+    "ReferringPhysicianName": "",
+}
 
 
 def test_an_oblique_series_is_read_as_it_was_written(tmp_path):
@@ -71,3 +91,82 @@ def test_a_flair_is_known_by_its_name_or_timing(tmp_path, description, tags, fla
     write_dicom(OBLIQUE, tmp_path, DAY, description=description, **tags)
     (series,) = find_series(sorted(tmp_path.iterdir()))
     assert (series.flair, series.derived) == (flair, derived)
+
+
+@pytest.fixture
+def segmentation(tmp_path):
+    """(folder of a series, its mask (X, Y, Z), a DICOM Segmentation of T2 and of new lesions)."""
+    write_dicom(OBLIQUE, tmp_path / "series", DAY, **REQUIRED)
+    files, _ = sorted_slices(tuple(sorted((tmp_path / "series").iterdir())), "sub-1")
+    masks = np.zeros((2, *OBLIQUE.values.shape), np.uint8)
+    masks[0, 2:5, 1:3, 3:6] = masks[1, 5, 2, 7] = 1
+
+    def write(manufacturer="ACME", number=0):
+        descriptions = [
+            SegmentDescription(
+                n,
+                label,
+                codes.SCT.MorphologicallyAbnormalStructure,
+                codes.SCT.Lesion,
+                SegmentAlgorithmTypeValues.MANUAL,
+            )
+            for n, label in ((1, "T2 lesions"), (2, "New lesions"))
+        ]
+        one = Segmentation(
+            [pydicom.dcmread(path) for path in files],
+            np.moveaxis(masks, 0, -1).transpose(2, 1, 0, 3),
+            "BINARY",
+            descriptions,
+            series_instance_uid=pydicom.uid.generate_uid(),
+            series_number=100,
+            sop_instance_uid=pydicom.uid.generate_uid(),
+            instance_number=1,
+            manufacturer=manufacturer,
+            manufacturer_model_name="reader",
+            software_versions="1",
+            device_serial_number="1",
+        )
+        path = tmp_path / f"seg{number}"
+        one.save_as(path)
+        return path
+
+    return masks, write
+
+
+def test_segments_are_found_with_patient_day_and_label(segmentation):
+    _, write = segmentation
+    found = find_segments([write()])
+    assert [(one.segment, one.patient, one.day, one.label) for one in found] == [
+        (1, "MRN-4711", DAY, "T2 lesions"),
+        (2, "MRN-4711", DAY, "New lesions"),
+    ]
+
+
+def test_a_segment_lies_where_it_was_drawn(segmentation):
+    masks, write = segmentation
+    path = write()
+    for segment, mask in enumerate(masks, start=1):
+        volume = read_segment(path, segment, "sub-1")
+        found = read_nearest(volume.values, volume.affine, OBLIQUE.affine, OBLIQUE.values.shape)
+        np.testing.assert_array_equal(found, mask)
+
+
+def test_a_forecast_is_no_finding(segmentation):
+    _, write = segmentation
+    assert find_segments([write(manufacturer=OWN_NAME)]) == []
+
+
+def test_a_damaged_segmentation_is_one_line(segmentation):
+    _, write = segmentation
+    path = write()
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(InputError, match="sub-1: .*segment 1 cannot be read"):
+        read_segment(path, 1, "sub-1")
+
+
+def test_segments_become_the_masks_of_their_study(segmentation, tmp_path):
+    _, write = segmentation
+    write()
+    (subject,) = find_subjects(tmp_path)
+    (study,) = subject.studies
+    assert {kind: scan.segment for kind, scan in study.scans.items()} == {"flair": None, "t2": 1, "net2": 2}
