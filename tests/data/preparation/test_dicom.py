@@ -108,7 +108,7 @@ def segmentation(tmp_path):
                 label,
                 codes.SCT.MorphologicallyAbnormalStructure,
                 codes.SCT.Lesion,
-                SegmentAlgorithmTypeValues.MANUAL,
+                "MANUAL",
             )
             for n, label in ((1, "T2 lesions"), (2, "New lesions"))
         ]
