@@ -110,6 +110,7 @@ class SlabDenoiser(Denoiser):
             lesions.
         num_contrasts: contrasts denoised together (FLAIR and NET2).
         volume_correction: of the mask; none if not given.
+        net2_odds: factor on the odds of NET2 in every voxel, e.g. of a longer horizon.
     """
 
     def __init__(
@@ -119,11 +120,13 @@ class SlabDenoiser(Denoiser):
         foreground_weight: float,
         num_contrasts: int = NUM_OUTCOMES,
         volume_correction: VolumeCorrection | None = None,
+        net2_odds: float = 1.0,
     ) -> None:
         super().__init__(network, prediction)
         self.foreground_weight = foreground_weight
         self.num_contrasts = num_contrasts
         self.volume_correction = volume_correction
+        self.net2_odds = net2_odds
 
     def output(self, z_t: Tensor, logsnr: Tensor, condition: Condition) -> Tensor:
         plane = z_t[:, :1]
@@ -133,9 +136,10 @@ class SlabDenoiser(Denoiser):
 
     def to_x0(self, output: Tensor, z_t: Tensor, logsnr: Tensor) -> Tensor:
         x0 = super().to_x0(output, z_t, logsnr)
-        if self.foreground_weight == 1 and self.volume_correction is None:
+        inflated = self.foreground_weight / self.net2_odds
+        if inflated == 1 and self.volume_correction is None:
             return x0
-        weight = torch.full_like(logsnr, self.foreground_weight)
+        weight = torch.full_like(logsnr, inflated)
         if self.volume_correction is not None:
             weight = weight * (-self.volume_correction(logsnr)).exp()
         *images, mask = x0.chunk(self.num_contrasts, dim=1)

@@ -169,6 +169,21 @@ def test_x0_stays_in_range_and_only_the_mask_is_unweighted(condition):
     torch.testing.assert_close(x0[:, 2:], torch.full_like(x0[:, 2:], 2 * 0.8 / (0.8 + 10 * 0.2) - 1))
 
 
+def test_odds_of_net2_are_multiplied_at_every_level_and_flair_stays(condition):
+    class Network(nn.Module):
+        def forward(self, x):
+            return torch.full_like(x[:, :4], 0.6)
+
+    z, logsnr = torch.zeros(2, 4, 4, 4), torch.tensor([-1.0, 3.0])
+    plain, tripled, undone = (
+        SlabDenoiser(Network(), X0Prediction(), weight, net2_odds=odds)(z, logsnr, condition)
+        for weight, odds in ((1, 1.0), (1, 3.0), (10, 10.0))
+    )
+    assert torch.equal(tripled[:, :2], plain[:, :2])
+    torch.testing.assert_close(tripled[:, 2:], torch.full_like(z[:, 2:], 2 * 0.8 * 3 / (0.8 * 3 + 0.2) - 1))
+    assert torch.equal(undone, plain)  # 10 / 10
+
+
 def test_volume_correction_is_linear_between_levels_and_0_outside():
     correction = VolumeCorrection(-2.0, (0.2, 0.4))
     levels = torch.tensor([-20.0, -3.0, -2.5, -2.0, -1.25, -1.0, -0.5, 0.0, 4.0])
