@@ -53,7 +53,8 @@ class CountModel:
         """Probabilities as of `__call__`.
 
         The months change the mean alone: the size says how sure a patient's rate is, and that is the same for any
-        horizon. So both are read off the volume that the heatmap would have for `TRIAL_MONTHS`.
+        horizon. So both are read off the volume that the heatmap would have for `TRIAL_MONTHS`, whose odds are in
+        proportion (within 1 %, as lesions that keep apart do not matter in a map of small chances).
 
         Args:
             image, heatmap, affine: as for `count_features`.

@@ -56,8 +56,8 @@ class SamplingSettings:
         seed: seeds each member's noise, together with the case's id and the member's number.
         amp: bf16 autocast in the network.
         volume_correction: see `bundle.diffusion.slabs.VolumeCorrection`; none if not given.
-        horizon_months: months from w048 to w096. Lesions form at a patient's rate, so the odds of NET2 in each voxel
-            are those of the network, which has learnt the rates of `TRIAL_MONTHS`, times the ratio of the months.
+        horizon_months: months from w048 to w096. The network has learnt how many lesions come in `TRIAL_MONTHS`; in
+            other times they are in proportion (`bundle.diffusion.slabs.scale_rate`).
 
     Raises:
         InputError: one of the numbers that a user may set is out of range.
@@ -216,7 +216,7 @@ class EnsembleInferer(Inferer):
             s.prediction,
             s.foreground_weight,
             volume_correction=s.volume_correction,
-            net2_odds=s.horizon_months / TRIAL_MONTHS,
+            rate=s.horizon_months / TRIAL_MONTHS,
         )
         guided = GuidedDenoiser(denoiser, s.guidance_scale, s.arm_guidance_scale, s.guidance_interval, s.reuse_within)
         return guided.given(Condition.of(images))
