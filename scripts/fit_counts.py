@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from bundle.data.cache import CachedCases
 from bundle.data.datalist import load_split, with_outcome
+from bundle.data.tables import TRIAL_MONTHS
 from bundle.data.transforms import LoadCased
 from bundle.files import sha256_of
 from bundle.forecasters.counts import KIND, count_features, fit_counts
@@ -53,6 +54,7 @@ def main(
     checksum = sha256_of(Path(str(weights))) if Path(str(weights)).is_file() else ""
     config = read_configs(config_file)
     config.update({"weights": weights, "progress": False, "guidance_scale": 1, "arm_guidance_scale": 1})
+    config.update({"horizon_months": TRIAL_MONTHS})
     features, counts = features_and_counts(config, dataset_dir, split, states, seed)
     model = fit_counts(features, counts)
     mean, _ = model.mean_and_size(features)

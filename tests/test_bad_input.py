@@ -257,6 +257,7 @@ def message(trial, tiny_weights, tmp_path, monkeypatch, capsys):
             {"volume_correction": 3},
             "volume_correction=3 is not what scripts.correct_volume fits; leave --volume_correction out, or .*",
         ),
+        ({"horizon_months": 40}, "horizon_months=40 is not a number between 3 and 36; correct --horizon_months"),
         ({"reuse_within": -1}, "reuse_within=-1 is not a number of at least 0; correct --reuse_within"),
     ],
 )

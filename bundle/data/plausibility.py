@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
 
+from bundle.data.tables import TRIAL_MONTHS
 from bundle.errors import InputError
 from bundle.lesions import Volume, voxel_volume_mm3
 
@@ -36,7 +37,7 @@ class Plausibility:
         outside_doubtful_wrong: fraction of a lesion mask outside the brain; less than `outside_ml` is never refused,
             as small lesions at its border share cells with what lies outside.
         outside_ml: see there.
-        months: between the two visits; the forecast assumes 11 (48 weeks).
+        months: between the two visits; the model takes them as `TRIAL_MONTHS` apart.
     """
 
     extent_mm: tuple[float, float] = (10.0, 600.0)
@@ -187,7 +188,7 @@ class Plausibility:
         low, high = self.months
         if months is None or low <= months <= high:
             return []
-        return [f"the visits are {months:.1f} months apart; the forecast assumes 11"]
+        return [f"the two visits are {months:.1f} months apart; the model takes them as {TRIAL_MONTHS:g}"]
 
 
 def _correlation(first: np.ndarray, second: np.ndarray, where: np.ndarray) -> float:

@@ -14,6 +14,7 @@ from bundle.errors import InputError
 LABEL = re.compile(r"sub-[A-Za-z0-9]+")
 COVARIATES = ("age", "sex", "disease_duration", "edss", "relapses")
 DAYS_A_MONTH = 365.25 / 12
+TRIAL_MONTHS = 11.0  # 48 weeks, between the visits of the trials whose rates the weights have learnt
 
 
 def checked_arm(arm: Any, fix: str, *, case: str = "", file: str | Path | None = None) -> int:

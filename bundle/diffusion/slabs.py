@@ -8,6 +8,7 @@ from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bundle.arms import NULL_ARM
 from bundle.diffusion.denoiser import Denoiser
@@ -16,6 +17,7 @@ from bundle.diffusion.samplers import DenoiseAt
 from bundle.diffusion.schedules import Schedule, expand_to
 
 NUM_VOLUMES = 7  # of the image tensor; its eighth plane holds the arm
+_REACH = 5  # voxels in plane, of three slices, that hold the rest of a lesion around one of its voxels
 NUM_OUTCOMES = 2  # contrasts denoised together: FLAIR and NET2
 
 
@@ -110,6 +112,7 @@ class SlabDenoiser(Denoiser):
             lesions.
         num_contrasts: contrasts denoised together (FLAIR and NET2).
         volume_correction: of the mask; none if not given.
+        rate: NET2 lesions come at this multiple of the rate that the network has learnt, see `scale_rate`.
     """
 
     def __init__(
@@ -119,11 +122,13 @@ class SlabDenoiser(Denoiser):
         foreground_weight: float,
         num_contrasts: int = NUM_OUTCOMES,
         volume_correction: VolumeCorrection | None = None,
+        rate: float = 1.0,
     ) -> None:
         super().__init__(network, prediction)
         self.foreground_weight = foreground_weight
         self.num_contrasts = num_contrasts
         self.volume_correction = volume_correction
+        self.rate = rate
 
     def output(self, z_t: Tensor, logsnr: Tensor, condition: Condition) -> Tensor:
         plane = z_t[:, :1]
@@ -133,13 +138,16 @@ class SlabDenoiser(Denoiser):
 
     def to_x0(self, output: Tensor, z_t: Tensor, logsnr: Tensor) -> Tensor:
         x0 = super().to_x0(output, z_t, logsnr)
-        if self.foreground_weight == 1 and self.volume_correction is None:
+        if self.foreground_weight == 1 and self.volume_correction is None and self.rate == 1:
             return x0
         weight = torch.full_like(logsnr, self.foreground_weight)
         if self.volume_correction is not None:
             weight = weight * (-self.volume_correction(logsnr)).exp()
         *images, mask = x0.chunk(self.num_contrasts, dim=1)
-        return torch.cat([*images, unweight_foreground(mask, expand_to(weight, mask))], dim=1)
+        mask = unweight_foreground(mask, expand_to(weight, mask))
+        if self.rate != 1:
+            mask = scale_rate(mask, self.rate)
+        return torch.cat([*images, mask], dim=1)
 
     def given(self, condition: Condition, reuse_within: float = 0.0) -> DenoiseAt:
         if not hasattr(self.network, "encode"):
@@ -187,6 +195,21 @@ def unweight_foreground(x0: Tensor, weight: float | Tensor) -> Tensor:
     """
     p = (x0.clamp(-1, 1) + 1) / 2
     return 2 * p / (p + weight * (1 - p)) - 1
+
+
+def scale_rate(x0: Tensor, rate: float) -> Tensor:
+    """A denoised -1/1 mask (B, S, H, W) if lesions came at `rate` times their rate, e.g. in a longer time.
+
+    Where at most one lesion is in question, P(voxel) = P(lesion) P(voxel | lesion), and only the odds of the lesion are
+    in proportion to the rate. P(lesion) is taken as the greatest P(voxel) in `_REACH`. So a lesion of which z_t shows
+    nothing yet has its odds multiplied, and one that z_t shows keeps its borders: if the odds of all voxels were
+    multiplied at every level, members would have larger lesions instead of more.
+    """
+    p = (x0.clamp(-1, 1) + 1) / 2
+    plane = F.max_pool2d(p, _REACH, stride=1, padding=_REACH // 2)
+    padded = F.pad(plane, (0, 0, 0, 0, 1, 1))  # no lesion lies outside; max_pool3d would take ten times as long
+    lesion = torch.maximum(torch.maximum(padded[:, :-2], padded[:, 2:]), plane)
+    return 2 * rate * p / (1 + (rate - 1) * lesion) - 1
 
 
 def net2_probability(x0: Tensor) -> Tensor:

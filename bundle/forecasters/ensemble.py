@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from bundle.arms import CLASSES
+from bundle.data.tables import TRIAL_MONTHS
 from bundle.diffusion.guidance import GuidedDenoiser
 from bundle.diffusion.predictions import Prediction
 from bundle.diffusion.samplers import AncestralSampler, DenoiseAt, DPMSolverPP2M
@@ -29,10 +30,12 @@ from bundle.diffusion.slabs import (
 )
 from bundle.errors import InputError
 from bundle.forecasters.base import SCORED_REGIONS, Forecast, Patient, Role, findings_of, key_of, plain
-from bundle.forecasters.counts import CountModel, count_features
+from bundle.forecasters.cohort import HORIZON
+from bundle.forecasters.counts import CountModel
 from bundle.lesions import LesionRule, Volume
 from bundle.seeding import Streams, digest_of
 
+HORIZON_RANGE = (3, 36)  # months that can be forecast
 _BAR = "{l_bar}{bar}| {n:.1f}/{total:.0f} members [{elapsed}<{remaining}]"
 
 
@@ -53,6 +56,8 @@ class SamplingSettings:
         seed: seeds each member's noise, together with the case's id and the member's number.
         amp: bf16 autocast in the network.
         volume_correction: see `bundle.diffusion.slabs.VolumeCorrection`; none if not given.
+        horizon_months: months from w048 to w096. The network has learnt how many lesions come in `TRIAL_MONTHS`; in
+            other times they are in proportion (`bundle.diffusion.slabs.scale_rate`).
 
     Raises:
         InputError: one of the numbers that a user may set is out of range.
@@ -72,6 +77,7 @@ class SamplingSettings:
     seed: int = 0
     amp: bool = True
     volume_correction: VolumeCorrection | None = None
+    horizon_months: float = TRIAL_MONTHS
 
     def __post_init__(self) -> None:
         if self.arm_guidance_scale is None:
@@ -101,6 +107,10 @@ class SamplingSettings:
             raise InputError(
                 f"reuse_within={self.reuse_within} is not a number of at least 0", "correct --reuse_within"
             )
+        if not is_horizon(self.horizon_months):
+            low, high = HORIZON_RANGE
+            problem = f"horizon_months={self.horizon_months} is not a number between {low} and {high}"
+            raise InputError(problem, "correct --horizon_months")
 
     def as_dict(self) -> dict[str, Any]:
         """The settings in plain JSON types, see `bundle.forecasters.base.plain`."""
@@ -114,7 +124,8 @@ class EnsembleInferer(Inferer):
 
     Args:
         schedule, grid, sampler, prediction, foreground_weight, num_members, num_steps, guidance_scale,
-            arm_guidance_scale, guidance_interval, reuse_within, seed, amp, volume_correction: see `SamplingSettings`.
+            arm_guidance_scale, guidance_interval, reuse_within, seed, amp, volume_correction, horizon_months: see
+            `SamplingSettings`.
         member_batch: members in one network call; halved when the device's memory is exceeded. Has no effect on them.
         progress: show a bar over members.
 
@@ -141,6 +152,7 @@ class EnsembleInferer(Inferer):
         seed: int = SamplingSettings.seed,
         amp: bool = SamplingSettings.amp,
         volume_correction: VolumeCorrection | None = SamplingSettings.volume_correction,
+        horizon_months: float = SamplingSettings.horizon_months,
         member_batch: int = 10,
         progress: bool = True,
     ) -> None:
@@ -161,6 +173,7 @@ class EnsembleInferer(Inferer):
             seed,
             amp,
             volume_correction,
+            horizon_months,
         )
 
     def with_settings(self, **changes: Any) -> "EnsembleInferer":
@@ -199,7 +212,11 @@ class EnsembleInferer(Inferer):
         """The guided denoiser of these patients' images (B, 8, H, W, S)."""
         s = self.settings
         denoiser = SlabDenoiser(
-            network.eval(), s.prediction, s.foreground_weight, volume_correction=s.volume_correction
+            network.eval(),
+            s.prediction,
+            s.foreground_weight,
+            volume_correction=s.volume_correction,
+            rate=s.horizon_months / TRIAL_MONTHS,
         )
         guided = GuidedDenoiser(denoiser, s.guidance_scale, s.arm_guidance_scale, s.guidance_interval, s.reuse_within)
         return guided.given(Condition.of(images))
@@ -256,6 +273,12 @@ def check_count(name: str, value: Any) -> None:
         raise InputError(f"{name}={value} is not a whole number of at least 1", f"correct --{name}")
 
 
+def is_horizon(months: Any) -> bool:
+    """Whether it is a number of months that can be forecast."""
+    low, high = HORIZON_RANGE
+    return isinstance(months, (int, float)) and not isinstance(months, bool) and low <= months <= high
+
+
 def is_interval(value: Any) -> bool:
     """Whether it is two rising numbers, infinite ones allowed."""
     return (
@@ -277,9 +300,11 @@ def case_names(inputs: Tensor) -> list[str]:
 class Diffusion:
     """The diffusion model as a forecaster.
 
+    The horizon of a patient is the time from w048 to w096, where the tables know it: the visit is planned.
+
     Args:
         network: with its weights.
-        inferer: draws members (B, K, H, W, S), given images and network.
+        inferer: draws members (B, K, H, W, S), given images and network; its horizon is that of other patients.
         rule: what counts as a lesion of a member.
         one_call: the heatmap is the network's one-call heatmap, else the fraction of members.
         counts: P(active) and the count follow from the heatmap by this model; from the members if not given.
@@ -318,18 +343,36 @@ class Diffusion:
     def __call__(self, patient: Patient) -> Sequence[Forecast]:
         """
         Raises:
-            InputError: the network's output is not finite.
+            InputError: the network's output is not finite, or the horizon is one that cannot be forecast.
         """
-        members = self._run(self.inferer, patient)
+        members = self._run(self._inferer_of(patient), patient)
         heatmap = self.heatmap(patient) if self.one_call else None
         forecast = ensemble_forecast(members, patient.affine, self.rule, patient.dseg, heatmap)
         if self.counts is None or heatmap is None:
             return [forecast]
-        return [with_counts(forecast, self.counts, heatmap, patient)]
+        return [with_counts(forecast, self.counts, heatmap, patient, self.horizon_months(patient))]
 
     def heatmap(self, patient: Patient) -> np.ndarray:
         """The one-call heatmap, (H, W, S) float32, 0 outside the brain."""
-        return self._run(self.inferer.heatmap, patient)
+        return self._run(self._inferer_of(patient).heatmap, patient)
+
+    def horizon_months(self, patient: Patient) -> float:
+        """Months that are forecast of this patient.
+
+        Raises:
+            InputError: they cannot be forecast.
+        """
+        months = patient.covariates.get(HORIZON)
+        if months is None:
+            return self.inferer.settings.horizon_months
+        if not is_horizon(months):
+            low, high = HORIZON_RANGE
+            problem = f"w096 is {months:g} months after w048; {low} to {high} can be forecast"
+            raise InputError(problem, "correct sessions.tsv, or leave the patient out", case=patient.case)
+        return months
+
+    def _inferer_of(self, patient: Patient) -> EnsembleInferer:
+        return self.inferer.with_settings(horizon_months=self.horizon_months(patient))
 
     def _run(self, draw: Callable[[torch.Tensor, nn.Module], torch.Tensor], patient: Patient) -> np.ndarray:
         image = MetaTensor(patient.image[None].clone(), meta={"case": patient.case}).to(self.device)
@@ -364,12 +407,14 @@ class OneCall:
             raise InputError("one_call needs a count model of the weights", "fit it with scripts.fit_counts")
         heatmap = self.model.heatmap(patient)
         forecast = Forecast(np.nan, np.empty(0), np.empty(0), heatmap=heatmap)
-        return [with_counts(forecast, self.counts, heatmap, patient)]
+        return [with_counts(forecast, self.counts, heatmap, patient, self.model.horizon_months(patient))]
 
 
-def with_counts(forecast: Forecast, counts: CountModel, heatmap: np.ndarray, patient: Patient) -> Forecast:
-    """The forecast with P(active) and the count that follow from the heatmap (H, W, S)."""
-    probabilities = counts(count_features(patient.image.numpy(), heatmap, patient.affine))
+def with_counts(
+    forecast: Forecast, counts: CountModel, heatmap: np.ndarray, patient: Patient, horizon_months: float
+) -> Forecast:
+    """The forecast with P(active) and the count that follow from the heatmap (H, W, S) of this horizon."""
+    probabilities = counts.of_heatmap(patient.image.numpy(), heatmap, patient.affine, horizon_months)
     return replace(
         forecast,
         p_active=float(1 - probabilities[0]),

@@ -61,5 +61,6 @@ def calibration_sentence(calibration: Mapping[str, Any] | None, forecast: Mappin
         f"Of {found['patients']} patients whose forecast chance was {span} (on average {percent(found['forecast'])}), "
         f"{found['active']} had new or enlarging lesions: {percent(found['observed'])} "
         f"(95 % interval {low} to {high}). Measured on {total} {simulated}patients of {calibration['data_set']} "
-        f"(split {calibration['split']}), each under the treatment that was given; other patients may differ."
+        f"(split {calibration['split']}), each under the treatment that was given and until that patient's next visit; "
+        "other patients may differ."
     )

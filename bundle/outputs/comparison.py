@@ -13,7 +13,7 @@ from scipy.stats import t
 from bundle.arms import ARMS, NULL_ARM
 from bundle.data.bids import CONDITION
 from bundle.lesions import Volume
-from bundle.outputs.notes import LINE, png_bytes, wrap_notes, write_footer, write_notes
+from bundle.outputs.notes import LINE, horizon, png_bytes, wrap_notes, write_footer, write_notes
 from bundle.outputs.panels import (
     AxialView,
     axial_view,
@@ -206,7 +206,7 @@ def comparison_page(comparison: Mapping[str, Any], views: Mapping[str, AxialView
     header.text(
         0.012,
         1 - 0.8 / top,
-        f"New or enlarging T2 lesions from week 48 to week 96. {basis}",
+        f"New or enlarging T2 lesions {horizon(comparison)}. {basis}",
         va="center",
         fontsize=12,
         color="#333333",

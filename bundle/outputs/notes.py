@@ -9,6 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 
+from bundle.data.tables import TRIAL_MONTHS
+
 NOTICE = "Research use only. Not a medical device. Weights trained on simulated data."
 AMBER = "#ffbf00"
 NOTES_SHOWN = 4
@@ -57,6 +59,12 @@ def provenance(forecast: Mapping[str, Any]) -> str:
         f"weights {weights}, seed {sampling['seed']}, {sampling['num_steps']} steps, "
         f"guidance {sampling['guidance_scale']:g}, bundle {forecast['versions']['bundle']}"
     )
+
+
+def horizon(forecast: Mapping[str, Any]) -> str:
+    """The time in which the lesions that are forecast come, e.g. "in the 11 months after the second scan"."""
+    months = forecast["sampling"].get("horizon_months", TRIAL_MONTHS)  # forecasts of before had no such setting
+    return f"in the {months:g} months after the second scan"
 
 
 def input_lines(inputs: Mapping[str, Any]) -> list[str]:

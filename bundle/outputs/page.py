@@ -14,7 +14,7 @@ from matplotlib.ticker import PercentFormatter
 from nibabel.affines import apply_affine, voxel_sizes
 
 from bundle.lesions import Volume
-from bundle.outputs.notes import AMBER, LINE, input_lines, png_bytes, wrap_notes, write_footer, write_notes
+from bundle.outputs.notes import AMBER, LINE, horizon, input_lines, png_bytes, wrap_notes, write_footer, write_notes
 from bundle.outputs.panels import (
     AxialView,
     axial_view,
@@ -91,7 +91,7 @@ def _write_header(
     write(forecast["case"], 0.27, fontsize=18, weight="bold")
     write(f"Treatment: {forecast['arm'].replace('_', ' ')}", 0.27, right=True, fontsize=18, weight="bold")
     chance = percent(forecast["p_active"])
-    write(f"Chance of new or enlarging T2 lesions from week 48 to week 96: {chance}", 0.69, fontsize=16)
+    write(f"Chance of new or enlarging T2 lesions {horizon(forecast)}: {chance}", 0.69, fontsize=16)
     details = {"fontsize": 12, "color": "#333333"}
     write(chance_note(forecast), 1.05, **details)
     interval = "90 % of samples" if forecast["count_source"] == "members" else "90 % interval"

@@ -19,7 +19,7 @@ from bundle.errors import InputError
 from bundle.lesions import Volume
 from bundle.outputs.calibration import calibration_sentence, read_calibration
 from bundle.outputs.coverage import covered_voxels
-from bundle.outputs.notes import NOTICE, input_lines, provenance
+from bundle.outputs.notes import NOTICE, horizon, input_lines, provenance
 from bundle.outputs.page import AGREED, OLD, SITE
 from bundle.outputs.page_images import (
     FLOOR,
@@ -292,6 +292,7 @@ def _text(
     return {
         "case": case.id,
         "notice": NOTICE,
+        "horizon": horizon(report),
         "warnings": report["warnings"],
         "inputs": [line.strip() for line in input_lines(report["inputs"])],
         "field_of_view": report["field_of_view"]["statement"],

@@ -12,9 +12,10 @@ from monai.transforms import MapTransform
 from scipy.stats import beta
 from torch import nn
 
+from bundle.data.tables import TRIAL_MONTHS
 from bundle.errors import InputError
 from bundle.forecasters.base import plain
-from bundle.forecasters.counts import CountModel, count_features
+from bundle.forecasters.counts import CountModel
 from bundle.forecasters.ensemble import EnsembleInferer
 from bundle.lesions import LesionRule, voxel_volume_mm3
 from bundle.metrics import quantile
@@ -63,6 +64,7 @@ class SummariseMembersd(MapTransform):
         rule: what counts as a lesion of a member.
         consensus_threshold: fraction of members that must mark a voxel of the consensus.
         counts: P(active) and the count follow from the heatmap by this model; from the members if not given.
+        horizon_months: of the heatmap.
 
     What a member marks outside `brain` (1, H, W, S) is dropped first. Replaces the members by
         pred: the heatmap (1, H, W, S), float32: `heatmap` where there is one (`ExpectHeatmapd`), else the fraction of
@@ -85,9 +87,10 @@ class SummariseMembersd(MapTransform):
         rule: LesionRule | None = None,
         consensus_threshold: float = 0.5,
         counts: CountModel | None = None,
+        horizon_months: float = TRIAL_MONTHS,
     ) -> None:
         super().__init__(keys)
-        self.rule, self.count_model = rule or LesionRule(), counts
+        self.rule, self.count_model, self.horizon_months = rule or LesionRule(), counts, horizon_months
         self.consensus_rule = replace(self.rule, threshold=consensus_threshold)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -107,7 +110,9 @@ class SummariseMembersd(MapTransform):
             distribution = np.bincount(counts) / len(counts)
             from_heatmap = self.count_model is not None and "heatmap" in output
             if from_heatmap:
-                distribution = self.count_model(count_features(np.asarray(output["image"].cpu()), heatmap, affine))
+                distribution = self.count_model.of_heatmap(
+                    np.asarray(output["image"].cpu()), heatmap, affine, self.horizon_months
+                )
             output |= {
                 key: _on_slab(heatmap[None], affine),
                 "heatmap": _on_slab(heatmap, affine),

@@ -80,7 +80,7 @@ def test_what_is_missing_or_estimated_is_recorded(textured):
         "estimated",
     )
     assert inputs["months"] == {"w000": 0, "w048": 22.5}
-    assert warnings == ["the visits are 22.5 months apart; the forecast assumes 11"]
+    assert warnings == ["the two visits are 22.5 months apart; the model takes them as 11"]
 
 
 def test_a_single_visit_has_no_alignment(textured):

@@ -7,7 +7,7 @@ from torch import nn
 from bundle.arms import NULL_ARM
 from bundle.diffusion.guidance import GuidedDenoiser
 from bundle.diffusion.predictions import BinaryPrediction, X0Prediction
-from bundle.diffusion.slabs import Condition, SlabDenoiser, VolumeCorrection, unweight_foreground
+from bundle.diffusion.slabs import Condition, SlabDenoiser, VolumeCorrection, scale_rate, unweight_foreground
 
 
 @pytest.fixture
@@ -167,6 +167,31 @@ def test_x0_stays_in_range_and_only_the_mask_is_unweighted(condition):
     x0 = SlabDenoiser(Network(), X0Prediction(), foreground_weight=10)(z, torch.zeros(2), condition)
     assert (x0[:, 0] == 1).all() and (x0[:, 1] == 0.6).all()
     torch.testing.assert_close(x0[:, 2:], torch.full_like(x0[:, 2:], 2 * 0.8 / (0.8 + 10 * 0.2) - 1))
+
+
+def test_another_rate_multiplies_the_odds_where_all_voxels_are_alike_and_flair_stays(condition):
+    class Network(nn.Module):
+        def forward(self, x):
+            return torch.full_like(x[:, :4], 0.6)
+
+    z, logsnr = torch.zeros(2, 4, 4, 4), torch.tensor([-1.0, 3.0])
+    plain, tripled, both = (
+        SlabDenoiser(Network(), X0Prediction(), weight, rate=rate)(z, logsnr, condition)
+        for weight, rate in ((1, 1.0), (1, 3.0), (3, 3.0))
+    )
+    assert torch.equal(tripled[:, :2], plain[:, :2])
+    torch.testing.assert_close(tripled[:, 2:], torch.full_like(z[:, 2:], 2 * 0.8 * 3 / (0.8 * 3 + 0.2) - 1))
+    torch.testing.assert_close(both, plain)
+
+
+@pytest.mark.parametrize("rate", [0.3, 2.0])
+@pytest.mark.parametrize("p_lesion", [0.01, 0.4, 1.0])
+def test_a_lesion_s_odds_follow_the_rate_and_its_shape_stays(rate, p_lesion):
+    shape = torch.zeros(1, 5, 12, 12, dtype=torch.float64)
+    shape[0, 2, 4:7, 5:7] = torch.tensor([[0.2, 0.7], [1.0, 1.0], [0.9, 0.1]])  # P(voxel | lesion)
+    odds = rate * p_lesion / (1 - p_lesion) if p_lesion < 1 else torch.inf
+    expected = 1.0 if p_lesion == 1 else odds / (1 + odds)
+    torch.testing.assert_close((scale_rate(2 * p_lesion * shape - 1, rate) + 1) / 2, expected * shape)
 
 
 def test_volume_correction_is_linear_between_levels_and_0_outside():

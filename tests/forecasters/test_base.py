@@ -1,4 +1,5 @@
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from bundle.lesions import LesionRule, Volume
 
 SHAPE, AFFINE = (8, 9, 5), np.diag([2.0, 2.0, 3.0, 1.0])
 WHITE, CORTEX, WHITE_ANY, CORTEX_ANY = SCORED_REGIONS
+COUNTS = CountModel((1.0, 1.0, 0.0, 0.0), (0.5, 0.0, 0.0, 0.0))
 
 
 def mask_of(*voxels):
@@ -58,16 +60,18 @@ def test_an_ensemble_is_counted_member_by_member():
 @dataclass(frozen=True)
 class Settings:
     num_members: int
+    horizon_months: float = 11.0
 
 
 class OfArm:
     """An inferer whose members mark one voxel for each class index."""
 
-    def __init__(self, num_members=2):
-        self.settings = Settings(num_members)
+    def __init__(self, num_members=2, horizon_months=11.0):
+        self.settings = Settings(num_members, horizon_months)
 
-    def with_settings(self, num_members):
-        return OfArm(num_members)
+    def with_settings(self, **changes):
+        changed = asdict(self.settings) | changes
+        return self if changed == asdict(self.settings) else type(self)(**changed)
 
     def __call__(self, image, network):
         members = torch.zeros(1, self.settings.num_members, *image.shape[2:])
@@ -76,7 +80,8 @@ class OfArm:
         return members
 
     def heatmap(self, image, network):
-        return torch.full((1, *image.shape[2:]), 0.01 * float(image[0, -1, 0, 0, 0]))
+        chance = 0.01 * float(image[0, -1, 0, 0, 0]) * self.settings.horizon_months / 11
+        return torch.full((1, *image.shape[2:]), chance)
 
 
 def test_the_model_forecasts_the_arm_within_the_brain_and_does_not_change_the_patient():
@@ -92,10 +97,9 @@ def test_the_model_forecasts_the_arm_within_the_brain_and_does_not_change_the_pa
 
 def test_with_a_count_model_the_count_follows_from_the_heatmap_and_the_members_stay():
     patient = Patient("sub-7", 3, torch.ones(8, *SHAPE), np.ones(SHAPE, bool), AFFINE)
-    counts = CountModel((1.0, 1.0, 0.0, 0.0), (0.5, 0.0, 0.0, 0.0))
     network = torch.nn.Linear(2, 2)
-    members, with_model = (Diffusion(network, OfArm(), LesionRule(), counts=c) for c in (None, counts))
-    (drawn,), (forecast,), (alone,) = members(patient), with_model(patient), OneCall(network, OfArm(), counts)(patient)
+    members, with_model = (Diffusion(network, OfArm(), LesionRule(), counts=c) for c in (None, COUNTS))
+    (drawn,), (forecast,), (alone,) = members(patient), with_model(patient), OneCall(network, OfArm(), COUNTS)(patient)
     volume_ml = 0.03 * np.prod(SHAPE) * 12 / 1000
     assert forecast.expected_count == pytest.approx(np.e * volume_ml, rel=1e-5)
     assert forecast.p_active == pytest.approx(
@@ -106,7 +110,37 @@ def test_with_a_count_model_the_count_follows_from_the_heatmap_and_the_members_s
     np.testing.assert_array_equal(alone.heatmap, forecast.heatmap)
     np.testing.assert_array_equal(alone.probabilities, forecast.probabilities)
     assert alone.members is None and alone.presence == {}
-    assert with_model.with_members(3).counts == counts and members.key != with_model.key
+    assert with_model.with_members(3).counts == COUNTS and members.key != with_model.key
+
+
+class Told(OfArm):
+    """Notes the months of all its calls."""
+
+    months: ClassVar[list[float]] = []
+
+    def __call__(self, image, network):
+        self.months.append(self.settings.horizon_months)
+        return super().__call__(image, network)
+
+
+@pytest.mark.parametrize(("known", "months"), [({"months_w096": 22.0}, 22), ({"months_w096": None}, 12), ({}, 12)])
+def test_each_patient_is_forecast_until_the_next_visit_and_until_the_default_where_it_is_unknown(known, months):
+    patient = Patient("sub-7", 3, torch.ones(8, *SHAPE), np.ones(SHAPE, bool), AFFINE, covariates=known)
+    network, draws = torch.nn.Linear(2, 2), Told(horizon_months=12)
+    expected = COUNTS.of_heatmap(patient.image.numpy(), np.full(SHAPE, np.float32(0.03 * months / 11)), AFFINE, months)
+    for model in (Diffusion(network, draws, LesionRule(), counts=COUNTS), OneCall(network, draws, COUNTS)):
+        (forecast,) = model(patient)
+        np.testing.assert_allclose(forecast.heatmap, 0.03 * months / 11, rtol=1e-6)
+        np.testing.assert_allclose(forecast.probabilities, expected, rtol=1e-4, atol=1e-9)
+    assert Told.months.pop() == months and draws.settings.horizon_months == 12
+
+
+@pytest.mark.parametrize("months", [2.5, 36.1])
+def test_a_visit_beyond_what_can_be_forecast_is_an_error_of_that_patient(months):
+    tables = {"months_w096": months}
+    patient = Patient("sub-7", 3, torch.ones(8, *SHAPE), np.ones(SHAPE, bool), AFFINE, covariates=tables)
+    with pytest.raises(InputError, match=f"sub-7: w096 is {months} months after w048; 3 to 36 can be forecast; corr"):
+        Diffusion(torch.nn.Linear(2, 2), OfArm(), LesionRule())(patient)
 
 
 def test_what_a_count_model_cannot_do_is_refused():

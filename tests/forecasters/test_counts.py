@@ -38,6 +38,26 @@ def test_a_larger_heatmap_means_more_lesions():
     assert chances == sorted(chances) and chances[0] < 0.2 < 0.7 < chances[2]
 
 
+@pytest.mark.parametrize("months", [3, 11, 22])
+def test_the_mean_is_in_proportion_to_the_months_and_the_size_stays(months):
+    """The heatmap's odds are those of 11 months times the ratio, as the denoiser makes them."""
+    image, usual = np.ones((8, 2, 2, 2)), np.full((2, 2, 2), 0.3, np.float32)
+    odds = months / 11 * usual / (1 - usual)
+    (mean,), (size,) = MODEL.mean_and_size(count_features(image, usual, np.eye(4))[None])
+    probabilities = MODEL.of_heatmap(image, odds / (1 + odds), np.eye(4), months)
+    mean *= months / 11
+    counts = np.arange(MAX_COUNT + 1)
+    assert probabilities @ counts == pytest.approx(mean, rel=1e-4)
+    assert probabilities @ counts**2 - mean**2 == pytest.approx(mean + mean**2 / size, rel=1e-4)
+
+
+def test_11_months_are_what_the_model_was_fitted_for():
+    image, heatmap = np.ones((8, 2, 2, 2)), np.random.default_rng(0).random((2, 2, 2), np.float32)
+    fitted = MODEL(count_features(image, heatmap, np.eye(4)))
+    for given in ((), (11,), (11.0,)):
+        np.testing.assert_array_equal(MODEL.of_heatmap(image, heatmap, np.eye(4), *given), fitted)
+
+
 def test_features_say_what_is_unknown():
     image = np.ones((8, 2, 2, 2))
     assert features_of(image, np.e).tolist() == pytest.approx([1, 1, 0, 0])

@@ -11,7 +11,8 @@ from bundle.data.transforms import LoadCased
 from bundle.diffusion.predictions import BinaryPrediction, ContrastwisePrediction, X0Prediction
 from bundle.diffusion.samplers import AncestralSampler, DPMSolverPP2M
 from bundle.diffusion.schedules import Cosine, LogSNRUniformGrid
-from bundle.diffusion.slabs import Condition, SlabDenoiser, one_call_heatmap
+from bundle.diffusion.slabs import Condition, SlabDenoiser, VolumeCorrection, one_call_heatmap
+from bundle.errors import InputError
 from bundle.forecasters.ensemble import EnsembleInferer
 from bundle.networks.slab_unet import ForecastNetwork
 from bundle.runtime import has_fast_bf16
@@ -83,6 +84,35 @@ def test_the_heatmap_takes_one_call_and_depends_on_the_patient_alone():
     assert torch.equal(draws.with_settings(seed=5).heatmap(image(2, cases=["c", "d"]), network), heatmap)
     draws.with_settings(guidance_scale=2.0, arm_guidance_scale=2.0).heatmap(image(), network)
     assert network.calls == 4  # guided as members are
+
+
+def test_a_horizon_of_11_months_changes_nothing():
+    correction = VolumeCorrection(-2.0, (0.2, 0.4))
+    for changes in ({}, {"volume_correction": correction}, {"foreground_weight": 10.0}):
+        before, told = (inferer(num_steps=6, **changes, **given) for given in ({}, {"horizon_months": 11}))
+        for draw in (lambda of: of(image(), Prior()), lambda of: of.heatmap(image(), Prior())):
+            assert torch.equal(draw(before), draw(told))
+
+
+@pytest.mark.parametrize("months", [3, 5.5, 22, 36])
+def test_odds_of_the_heatmap_are_in_proportion_to_the_months(months):
+    near, far = (inferer(horizon_months=m).with_settings(schedule=Cosine(20, -20)) for m in (11, months))
+    one, other = (draws.heatmap(image(), Prior(0.05)) for draws in (near, far))
+    torch.testing.assert_close(other / (1 - other), months / 11 * one / (1 - one))
+
+
+def test_members_of_more_months_have_more_from_the_same_noise():
+    """What is marked in a shorter horizon is marked in a longer one."""
+    draws = inferer(DPMSolverPP2M(), num_members=20, num_steps=40, member_batch=20)
+    short, usual, long = (draws.with_settings(horizon_months=m)(image(), Prior(0.05)) > 0.5 for m in (5.5, 11, 22))
+    assert (short <= usual).all() and (usual <= long).all()
+    assert 0 < short.sum() < 0.8 * usual.sum() < 0.64 * long.sum()
+
+
+@pytest.mark.parametrize("months", [2.9, 37, -11, float("nan"), None, True, "11"])
+def test_a_horizon_that_cannot_be_forecast_is_refused(months):
+    with pytest.raises(InputError, match=f"horizon_months={months} is not a number between 3 and 36; correct --hor"):
+        inferer(horizon_months=months)
 
 
 @pytest.mark.parametrize("sampler", [AncestralSampler(), DPMSolverPP2M()])

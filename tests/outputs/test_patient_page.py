@@ -110,6 +110,7 @@ def test_the_page_is_well_formed_names_its_controls_and_asks_nothing_of_a_networ
     for tag, given in structure.tags:
         assert tag != "canvas" or (given["tabindex"] == "0" and given["aria-label"])
     assert len(text.encode()) < LIMIT and text.count("Research use only") >= 2
+    assert "forecast of new or enlarging T2 lesions in the 11 months after the second scan</h1>" in text
 
 
 def test_a_chance_on_the_page_is_that_of_the_file_to_the_stated_step(single, patient):

@@ -116,7 +116,7 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_batch(forecast, forecas
 
 
 @pytest.mark.slow
-def test_other_arms_and_guidance_give_other_maps_and_another_seed_does_not(
+def test_other_arms_guidance_and_months_give_other_maps_and_another_seed_does_not(
     forecast, forecast_of_one, patient, tmp_path
 ):
     changes = {
@@ -124,14 +124,16 @@ def test_other_arms_and_guidance_give_other_maps_and_another_seed_does_not(
         "arm": {"arm": "unknown"},
         "guidance": {"guidance_scale": 2},
         "guidance of the arm": {"arm_guidance_scale": 3},
+        "horizon": {"horizon_months": 22},
     }
     maps = {"as it is": file_of(forecast_of_one, patient.id, "probseg.nii.gz").read_bytes()}
     for name, change in changes.items():
         folder = forecast(tmp_path / name, case=patient.id, **change)
         maps[name] = file_of(folder, patient.id, "probseg.nii.gz").read_bytes()
-    assert maps.pop("seed") == maps["as it is"] and len(set(maps.values())) == 4
+    assert maps.pop("seed") == maps["as it is"] and len(set(maps.values())) == 5
     assert report(tmp_path / "seed", patient.id)["sampling"]["seed"] == 1
     assert report(tmp_path / "arm", patient.id)["arm"] == "unknown"
+    assert report(tmp_path / "horizon", patient.id)["sampling"]["horizon_months"] == 22
     assert report(tmp_path / "guidance", patient.id)["sampling"]["guidance_scale"] == 2
 
 
@@ -381,6 +383,7 @@ def test_a_bad_case_and_a_full_disk_never_stop_the_cases_after_them(configure, t
         {"seed": 1.5},
         {"guidance_scale": "nan"},
         {"reuse_within": -1},
+        {"horizon_months": 2},
         {"arm": "aspirin"},
         {"case": "x" * 300},
         {"split": "nonsense"},
