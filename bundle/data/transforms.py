@@ -1,6 +1,7 @@
 """From a patient's scans to the tensors the networks see, and from the slab back to the scan (MONAI transforms)."""
 
 from collections.abc import Hashable, Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from bundle.errors import InputError
 from bundle.lesions import Volume, voxel_volume_mm3
 
 _RANGE = (1.0, 99.5)  # percentiles of the brain of w000 that become -1 and 1 before bright values are compressed
+_TESTED_MM = 6.0  # two slices: by so much estimated brain masks move the slab
 _QUARTILES = (25.0, 75.0)
 
 
@@ -42,6 +44,7 @@ class LoadCased(MapTransform):
         drop_visits: visits to ignore, e.g. ("w048",) for a forecast from the pre-treatment scans alone.
         visits: session label by visit, see `bundle.data.bids.find_case`; the dictionary's "visits" takes precedence.
         plausibility: limits outside which an input is refused or carries a warning.
+        slab_centre_mm: height of the slab's middle in world mm; where it holds most brain if not given.
 
     The dictionary's "dataset_dir" and "visits" go to `find_case`; its "arm" (anything `bundle.arms.arm_index` takes)
     takes precedence over participants.tsv. Adds or replaces
@@ -53,8 +56,9 @@ class LoadCased(MapTransform):
             in that file's own axes; its meta names the file. `RestoreNatived` needs it.
         case, arm: participant label and class index.
         inputs: dict of what was read: used and missing (names of volumes), estimated (those that a program made), brain
-            ("given" or "estimated"), alignment (correlation of the two FLAIR), months and session (by visit). NaN where
-            unknown, so that a DataLoader can collate it; `plain_inputs` makes it fit for JSON.
+            ("given" or "estimated"), alignment (correlation of the two FLAIR), slab_centre_mm (its height), months and
+            session (by visit). NaN where unknown, so that a DataLoader can collate it; `plain_inputs` makes it fit for
+            JSON.
         warnings: list of what is doubtful, one line each.
 
     Raises:
@@ -70,6 +74,7 @@ class LoadCased(MapTransform):
         drop_visits: Iterable[str] = (),
         visits: Mapping[str, str] | None = None,
         plausibility: Plausibility | None = None,
+        slab_centre_mm: float | None = None,
     ) -> None:
         super().__init__(keys)
         if not isinstance(drop_visits, (list, tuple, set)) or not {*map(str, drop_visits)} < {"w000", "w048"}:
@@ -80,6 +85,9 @@ class LoadCased(MapTransform):
         self.drop_visits = tuple(drop_visits)
         self.visits = visits
         self.plausibility = plausibility or Plausibility()
+        if slab_centre_mm is not None and (isinstance(slab_centre_mm, bool) or not isinstance(slab_centre_mm, Real)):
+            raise InputError(f"slab_centre_mm={slab_centre_mm!r} is not a number", "correct --slab_centre_mm")
+        self.slab_centre_mm = slab_centre_mm
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         output = dict(data)
@@ -100,11 +108,13 @@ class LoadCased(MapTransform):
         latest = max(name for name in flairs if name in read)
         brain, brain_source = brain_of(case, {name: flair for name, flair in flairs.items() if name in read})
         self.plausibility.check_brain(brain, case.id)
-        affine = self.grid.affine(slab_centre(brain.values, brain.affine, self.grid))
+        centre, moved = self._slab_centre(brain)
+        affine = self.grid.affine(centre)
         self._check_resolution(brain, affine, case)
         inside = to_slab(brain.values, brain.affine, affine, self.grid) >= 0.5
         if not inside.any():
-            raise InputError("the brain fills no cell of the slab", "check the mask", case=case.id, file=brain.path)
+            fix = "check the mask" if self.slab_centre_mm is None else "correct --slab_centre_mm"
+            raise InputError("the brain fills no cell of the slab", fix, case=case.id, file=brain.path)
         raw = {}
         for name, flair in flairs.items():
             self._check_resolution(flair, affine, case)
@@ -147,11 +157,13 @@ class LoadCased(MapTransform):
                 "brain": brain_source,
                 "alignment": alignment,
                 "months": {visit: np.nan if since is None else since for visit, since in months.items()},
+                "slab_centre_mm": float(centre[2]),
                 "session": {visit: case.sessions[visit] for visit in VISITS[:2] if visit not in self.drop_visits},
             },
             "warnings": [
                 *case.warnings,
                 *ignored_files(case),
+                *moved,
                 *warnings,
                 *(self.plausibility.check_interval(months["w048"]) if not self.drop_visits else ()),
             ],
@@ -159,6 +171,19 @@ class LoadCased(MapTransform):
         if self.with_outcome:
             loaded["target"] = _tensor(np.stack([slabs[name] for name in OUTCOME]), affine, meta)
         return loaded
+
+    def _slab_centre(self, brain: Volume) -> tuple[np.ndarray, list[str]]:
+        """Centre of the slab in world mm, and a warning if it lies where the model was never tested."""
+        centre = slab_centre(brain.values, brain.affine, self.grid)
+        if self.slab_centre_mm is None:
+            return centre, []
+        moved = self.slab_centre_mm - centre[2]
+        centre[2] = self.slab_centre_mm
+        if abs(moved) <= _TESTED_MM:
+            return centre, []
+        side = "above" if moved > 0 else "below"
+        text = f"the slab lies {abs(moved):.0f} mm {side} the level with the most brain, where the model was not tested"
+        return centre, [text]
 
     def _read_flair(self, case: Case, name: str) -> Volume:
         flair = read_flair(case.volumes[name], case.id)

@@ -159,7 +159,7 @@ def page_of_files(folder: Path, dataset_dir: Path, grid: SlabGrid, calibration: 
     sessions = report["inputs"]["session"]
     item = {"image": report["case"], "dataset_dir": str(dataset_dir), "arm": report["arm"], "visits": sessions}
     dropped = [visit for visit in ("w000", "w048") if visit not in sessions]
-    read = LoadCased("image", grid, drop_visits=dropped)(item)
+    read = LoadCased("image", grid, drop_visits=dropped, slab_centre_mm=report["inputs"].get("slab_centre_mm"))(item)
     brain = read["native_brain"].numpy()[0] > 0
     if brain.shape != layers[-1].heat.shape:
         problem = f"its shape is not that of the FLAIR, {brain.shape}"

@@ -64,6 +64,7 @@ def test_a_sound_patient_has_no_warning_and_a_record_of_what_was_read(textured):
         "estimated": [],
         "brain": "given",
         "months": {"w000": None, "w048": None},
+        "slab_centre_mm": pytest.approx(7, abs=1.5),
         "session": {"w000": "ses-w000", "w048": "ses-w048"},
     }
 
@@ -81,6 +82,20 @@ def test_what_is_missing_or_estimated_is_recorded(textured):
     )
     assert inputs["months"] == {"w000": 0, "w048": 22.5}
     assert warnings == ["the two visits are 22.5 months apart; the model takes them as 11"]
+
+
+def test_a_slab_may_be_placed_by_hand_and_far_from_most_brain_it_carries_a_warning(textured):
+    found = load(textured)["inputs"]["slab_centre_mm"]
+    for moved, warned in ((0, 0), (3, 0), (9, 1)):
+        loaded = load(textured, slab_centre_mm=found + moved)
+        middle = loaded["image"].affine[2, 3] + (GRID.size_mm[2] - GRID.spacing_mm[2]) / 2
+        assert loaded["inputs"]["slab_centre_mm"] == pytest.approx(found + moved) == pytest.approx(float(middle))
+        texts = [text for text in loaded["warnings"] if "where the model was not tested" in text]
+        assert len(texts) == warned
+    with pytest.raises(InputError, match="correct --slab_centre_mm"):
+        load(textured, slab_centre_mm=found + 500)
+    with pytest.raises(InputError, match="slab_centre_mm='top' is not a number"):
+        load(textured, slab_centre_mm="top")
 
 
 def test_a_single_visit_has_no_alignment(textured):
