@@ -10,7 +10,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from bundle.brightness import compress_bright
-from bundle.data.bids import CONDITION, OUTCOME, VISITS, Case, find_case, ignored_files, session_labels
+from bundle.data.bids import CONDITION, OUTCOME, VISITS, Case, find_case, ignored_files, left_behind, session_labels
 from bundle.data.brain import estimate_brain
 from bundle.data.grid import SlabGrid, is_too_fine, read_linearly, slab_centre, to_slab
 from bundle.data.masks import mask_to_slab
@@ -42,8 +42,8 @@ class LoadCased(MapTransform):
         visits: session label by visit, see `bundle.data.bids.find_case`; the dictionary's "visits" takes precedence.
         plausibility: limits outside which an input is refused or carries a warning.
 
-    The dictionary's "dataset_dir" and "visits" go to `find_case`; its "arm" (anything `bundle.arms.arm_index` takes)
-    takes precedence over participants.tsv. Adds or replaces
+    The dictionary's "dataset_dir", "visits" and "outcome" go to `find_case`; its "arm" (anything
+    `bundle.arms.requested_arm` takes) takes precedence over participants.tsv. Adds or replaces
         image: (8, H, W, S) float32 MetaTensor in the slab's RAS affine: flair_w000, t2_w000, gd_w000, flair_w048,
             t2_w048, gd_w048, net2_w048, and the arm's class index. FLAIR in [-1, 1], masks -1 / 1, a missing volume 0.
         brain: (1, H, W, S) bool MetaTensor.
@@ -84,15 +84,18 @@ class LoadCased(MapTransform):
         output = dict(data)
         for key in self.key_iterator(output):
             visits = output.get("visits") or self.visits
-            case = find_case(output[key], output.get("dataset_dir"), output.get("arm"), visits)
+            case = find_case(output[key], output.get("dataset_dir"), output.get("arm"), visits, output.get("outcome"))
             try:
                 output |= self._load(case, key)
+                if output.get("dataset_dir") is None:
+                    output["warnings"] += left_behind(case)
             except MemoryError as error:
                 raise InputError("too large for the memory", "crop or resample it", case=case.id) from error
         return output
 
     def _load(self, case: Case, key: Hashable) -> dict[Hashable, Any]:
-        read = [name for name in CONDITION if name.split("_")[1] not in self.drop_visits]
+        drop_visits = ("w048",) if case.is_single_scan else self.drop_visits
+        read = [name for name in CONDITION if name.split("_")[1] not in drop_visits]
         wanted = read + list(OUTCOME if self.with_outcome else ())
         _check_required(case, wanted)
         flairs = {name: self._read_flair(case, name) for name in wanted if name.startswith("flair")}
@@ -144,13 +147,13 @@ class LoadCased(MapTransform):
                 "brain": brain_source,
                 "alignment": alignment,
                 "months": {visit: np.nan if since is None else since for visit, since in months.items()},
-                "session": {visit: case.sessions[visit] for visit in VISITS[:2] if visit not in self.drop_visits},
+                "session": {visit: case.sessions[visit] for visit in VISITS[:2] if visit not in drop_visits},
             },
             "warnings": [
                 *case.warnings,
                 *ignored_files(case),
                 *warnings,
-                *(self.plausibility.check_interval(months["w048"]) if not self.drop_visits else ()),
+                *(self.plausibility.check_interval(months["w048"]) if not drop_visits else ()),
             ],
         }
         if self.with_outcome:
