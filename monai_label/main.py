@@ -43,6 +43,8 @@ class ForecastApp(MONAILabelApp):
     """
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
+        if "://" in studies:
+            raise InputError("studies on a server are not read", "prepare them with scripts.prepare", file=studies)
         self.dataset_dir = Path(studies)
         self.work_dir = Path(conf.get("work_dir") or self.dataset_dir / "derivatives" / "monai_label")
         link_studies(self.dataset_dir, self.work_dir / "studies")
