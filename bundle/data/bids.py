@@ -101,7 +101,7 @@ def find_case(
             of a folder inside derivatives that holds no FLAIR, the data set that it was derived from.
         arm: what `bundle.arms.requested_arm` takes; where it asks for none, the one in participants.tsv.
         visits: session label of each visit that is not named so, e.g. {"w000": "ses-01", "w048": "ses-02"}.
-        outcome: mask that is read as NET2 of w096 instead of the data set's.
+        outcome: mask that is read as NET2 of w096 instead of the data set's, drawn on the latest FLAIR before it.
 
     Raises:
         InputError: no such patient, an arm that is none of the seven, or several files fit one volume.

@@ -139,8 +139,8 @@ def labelled_items(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Items to train on, of images and labels as a labelling program hands them over.
 
     Args:
-        pairs: "image", a scan in the patient's folder of a BIDS data set, and "label", the patient's NET2 mask of w096,
-            which is used instead of the one in the data set.
+        pairs: "image", a scan in the patient's folder of a BIDS data set, and "label", the patient's NET2 mask of w096
+            on the grid of the latest FLAIR before it, which is used instead of the one in the data set.
 
     Raises:
         InputError: an image lies in no data set, or a label cannot be read.

@@ -86,14 +86,14 @@ class LoadCased(MapTransform):
             visits = output.get("visits") or self.visits
             case = find_case(output[key], output.get("dataset_dir"), output.get("arm"), visits, output.get("outcome"))
             try:
-                output |= self._load(case, key)
+                output |= self._load(case, key, output.get("outcome") is not None)
                 if output.get("dataset_dir") is None:
                     output["warnings"] += left_behind(case)
             except MemoryError as error:
                 raise InputError("too large for the memory", "crop or resample it", case=case.id) from error
         return output
 
-    def _load(self, case: Case, key: Hashable) -> dict[Hashable, Any]:
+    def _load(self, case: Case, key: Hashable, outcome_is_given: bool) -> dict[Hashable, Any]:
         drop_visits = ("w048",) if case.is_single_scan else self.drop_visits
         read = [name for name in CONDITION if name.split("_")[1] not in drop_visits]
         wanted = read + list(OUTCOME if self.with_outcome else ())
@@ -118,7 +118,8 @@ class LoadCased(MapTransform):
         for name in wanted:
             if name not in slabs and name in case.volumes:
                 mask = read_mask(case.volumes[name], case.id)
-                check_same_grid(mask, flairs[f"flair_{name.split('_')[1]}"], case.id)
+                drawn_on = latest if outcome_is_given and name in OUTCOME else f"flair_{name.split('_')[1]}"
+                check_same_grid(mask, flairs[drawn_on], case.id)
                 warnings += self.plausibility.check_lesion_volume(mask, case.id, name)
                 marked = mask_to_slab(mask.values, mask.affine, affine, self.grid)
                 cell_ml = voxel_volume_mm3(affine) / 1000

@@ -326,3 +326,13 @@ def test_a_folder_without_its_data_set_carries_a_warning(patient, tmp_path):
     read = LoadCased(grid=GRID)
     assert "masks and treatment unknown" in read({"image": copied})["warnings"][-1]
     assert not any("unknown" in line for line in read({"image": copied, "dataset_dir": copied.parent})["warnings"])
+
+
+def test_a_given_outcome_lies_on_the_scan_before_it(patient, tmp_path):
+    """A labelling program shows that scan."""
+    label = shutil.copy(patient.path("net2_w096"), tmp_path / "label.nii.gz")
+    patient.write("flair_w096", patient.read("flair_w096")[:, :, 1:])
+    with pytest.raises(InputError, match="shape .* is not the FLAIR's"):
+        load(patient, with_outcome=True)
+    read = LoadCased(grid=GRID, with_outcome=True)({"image": patient.folder, "outcome": label})
+    np.testing.assert_array_equal(read["target"][1].numpy(), pooled(patient.read("net2_w096")) * 2 - 1)
