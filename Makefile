@@ -5,7 +5,7 @@ DEMO = demo
 # One thread a worker: the workers share the cores. The tests of a file run in one worker, as they share fixtures.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-fast test-kill test-browser bundle lint clean
+.PHONY: setup demo test test-fast test-kill test-browser test-worlds bundle lint clean
 
 setup: .venv/installed
 
@@ -37,6 +37,11 @@ test-browser: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[browser]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser
 
+# With the real programs, each in an environment of its own; those of a program that cannot be installed are skipped.
+test-worlds: setup
+	for script in tests/environments/*.sh; do PYTHON=$(PYTHON) sh $$script || echo "$$script failed: no tests of it"; done
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/worlds
+
 bundle: setup
 	$(BIN)/python -m scripts.make_bundle
 
@@ -47,4 +52,4 @@ lint: setup
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv $(DEMO) *.egg-info
+	rm -rf .venv .environments $(DEMO) *.egg-info

@@ -6,6 +6,19 @@ ARMS = ("placebo", "laquinimod", "avonex", "interferon_beta_1a", "dimethyl_fumar
 UNKNOWN = "unknown"
 CLASSES = ARMS + (UNKNOWN,)
 NULL_ARM = len(ARMS)
+AS_RECORDED = "as recorded"
+
+
+def requested_arm(arm: Any) -> Any:
+    """The treatment that a request asks for, to be read by `arm_index`; None where it leaves that to participants.tsv.
+
+    Args:
+        arm: as the request has it. A drop-down of MONAI Label sends its default as the list of its choices: the first
+            one counts. None, an empty list and `AS_RECORDED` ask for nothing.
+    """
+    if isinstance(arm, (list, tuple)):
+        arm = arm[0] if arm else None
+    return None if isinstance(arm, str) and arm.strip().lower() == AS_RECORDED else arm
 
 
 def arm_index(arm: Any) -> int:
@@ -15,8 +28,7 @@ def arm_index(arm: Any) -> int:
     another treatment.
 
     Args:
-        arm: a name of `CLASSES`, `None` / "" / "n/a" for unknown, or a list of these (a drop-down of MONAI Label sends
-            its default as the list of its choices: the first one counts).
+        arm: a name of `CLASSES`, or `None` / "" / "n/a" for unknown.
 
     Returns:
         An index in [0, 6]; 6 is the null class.
@@ -24,8 +36,6 @@ def arm_index(arm: Any) -> int:
     Raises:
         ValueError: the arm is none of these.
     """
-    if isinstance(arm, (list, tuple)):
-        arm = arm[0] if arm else None
     if arm is None or arm != arm:  # NaN is how pandas reads n/a
         return NULL_ARM
     name = str(arm).strip().lower()

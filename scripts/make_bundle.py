@@ -12,7 +12,7 @@ from scripts.command import run
 ROOT = Path(__file__).parent.parent
 NAME = "ms_net2_forecast"
 CONTENT = (
-    *("bundle", "configs", "docs", "models", "scripts"),
+    *("bundle", "configs", "docs", "models", "monai_label", "scripts"),
     *("CHANGELOG.md", "CITATION.cff", "LICENSE", "README.md", "pyproject.toml"),
 )
 DATE = (1980, 1, 1, 0, 0, 0)  # the same files give the same zip

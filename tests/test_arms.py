@@ -1,15 +1,15 @@
 import pytest
 
-from bundle.arms import ARMS, NULL_ARM, arm_index
+from bundle.arms import ARMS, AS_RECORDED, NULL_ARM, arm_index, requested_arm
 
 
 @pytest.mark.parametrize("index, name", list(enumerate(ARMS)))
 def test_every_way_to_name_an_arm(index, name):
     assert arm_index(name) == arm_index(name.upper()) == index
-    assert arm_index([name, "unknown"]) == index  # the default of a drop-down
+    assert arm_index(requested_arm(name)) == arm_index(requested_arm([name, "unknown"])) == index
 
 
-@pytest.mark.parametrize("nothing", [None, "", "n/a", " N/A ", "unknown", float("nan"), []])
+@pytest.mark.parametrize("nothing", [None, "", "n/a", " N/A ", "unknown", float("nan")])
 def test_unknown_is_the_null_class(nothing):
     assert arm_index(nothing) == NULL_ARM == 6
 
@@ -18,3 +18,8 @@ def test_unknown_is_the_null_class(nothing):
 def test_other_names_are_refused_with_the_choices(wrong):
     with pytest.raises(ValueError, match="placebo, laquinimod"):
         arm_index(wrong)
+
+
+@pytest.mark.parametrize("nothing", [None, [], AS_RECORDED, "As recorded ", [AS_RECORDED, *ARMS]])
+def test_a_request_may_leave_the_arm_to_the_data_set(nothing):
+    assert requested_arm(nothing) is None

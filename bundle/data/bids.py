@@ -12,9 +12,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from bundle.arms import NULL_ARM
+from bundle.arms import NULL_ARM, requested_arm
 from bundle.data.tables import LABEL, arm_of, checked_arm, participants_path, read_rows_of_participants, same_label
 from bundle.errors import InputError
+from bundle.files import sha256_of
 
 VISITS = ("w000", "w048", "w096")
 CONDITION = ("flair_w000", "t2_w000", "gd_w000", "flair_w048", "t2_w048", "gd_w048", "net2_w048")
@@ -56,6 +57,7 @@ class Case:
         sessions: session label by visit, e.g. "ses-w000".
         warnings: what is doubtful about the patient's entry in the data set.
         slab: in a compact data set (`bundle.data.slab_file`), the file that stands for all volumes.
+        is_single_scan: one FLAIR that belongs to no data set, taken as that of w000.
     """
 
     id: str
@@ -67,6 +69,7 @@ class Case:
     sessions: Mapping[str, str]
     warnings: tuple[str, ...] = ()
     slab: Path | None = None
+    is_single_scan: bool = False
 
     def expected_path(self, name: str) -> Path:
         """Where the volume of that name belongs, whether it exists or not."""
@@ -84,28 +87,33 @@ def find_case(
     dataset_dir: str | Path | None = None,
     arm: Any = None,
     visits: Mapping[str, str] | None = None,
+    outcome: str | Path | None = None,
 ) -> Case:
     """The patient that `image` belongs to.
 
-    A file may carry the BIDS entities acq-, ce-, rec- and run- where exactly one file fits.
+    A file may carry the BIDS entities acq-, ce-, rec- and run- where exactly one file fits. A NIfTI file that lies in
+    no folder sub-X is a patient of its own, known by this one FLAIR of w000 and named by its content.
 
     Args:
         image: the patient's folder (`.../sub-X`, also inside derivatives), any file below it, or, together with
             `dataset_dir`, a participant label ("sub-X" or "X").
         dataset_dir: root of the data set, outside which nothing is read. If not given, the folder that holds sub-X;
             of a folder inside derivatives that holds no FLAIR, the data set that it was derived from.
-        arm: what `bundle.arms.arm_index` takes; `None` or an empty list asks participants.tsv.
+        arm: what `bundle.arms.requested_arm` takes; where it asks for none, the one in participants.tsv.
         visits: session label of each visit that is not named so, e.g. {"w000": "ses-01", "w048": "ses-02"}.
+        outcome: mask that is read as NET2 of w096 instead of the data set's, drawn on the latest FLAIR before it.
 
     Raises:
         InputError: no such patient, an arm that is none of the seven, or several files fit one volume.
     """
-    sessions = session_labels(visits)
+    sessions, arm = session_labels(visits), requested_arm(arm)
+    if dataset_dir is None and (scan := _single_scan(Path(str(image)))) is not None:
+        return _case_of_single_scan(scan, arm, sessions)
     with _readable(image):
         folder = _patient_folder(Path(str(image)), None if dataset_dir is None else Path(str(dataset_dir)))
     case, root = folder.name, folder.parent
     warnings: tuple[str, ...] = ()
-    if arm is None or arm == []:  # one wrong row of the table leaves the other patients usable
+    if arm is None:  # one wrong row of the table leaves the other patients usable
         arm = arm_of(root, case)
         if arm is None:
             arm, warnings = NULL_ARM, ("not listed in participants.tsv: the treatment is taken as unknown",)
@@ -121,6 +129,8 @@ def find_case(
         dsegs = [path for visit in ("w048", "w000") if (path := found("dseg", visit))]
         slab = folder / f"{case}_slab.npz"
         compact = not volumes and slab.is_file()
+    if outcome is not None:
+        volumes["net2_w096"] = Path(outcome)
     dseg = dsegs[0] if dsegs else None
     return Case(case, root, arm, volumes, brain, dseg, sessions, warnings, slab if compact else None)
 
@@ -243,6 +253,39 @@ def ignored_files(case: Case) -> list[str]:
         return []
     endings = ", ".join(ending for kind, (_, ending) in _FILES.items() if kind != "dseg")
     return [f"ignored {_names(ignored)}: names are {case.id}_<session>_ and one of {endings}, in <session>/anat"]
+
+
+def _single_scan(image: Path) -> Path | None:
+    """The file, as an absolute path, if it is a NIfTI file outside any folder sub-X."""
+    with _readable(image):
+        if _stem(image.name) is None or not image.is_file():
+            return None
+        path = Path(os.path.abspath(image))
+    return None if any(LABEL.fullmatch(folder.name) for folder in path.parents) else path
+
+
+def _case_of_single_scan(scan: Path, arm: Any, sessions: Mapping[str, str]) -> Case:
+    with _readable(scan):
+        case = f"scan{sha256_of(scan)[:8]}"  # the same scan gets the same members; its name may be a patient's
+    unknown = ["second visit", "masks"] + ([] if arm is not None else ["treatment"])
+    warning = f"a single FLAIR, taken as that of w000; unknown: {', '.join(unknown)}"
+    index = checked_arm(arm, "correct the arm of this request", case=case)
+    volumes = {"flair_w000": scan}
+    return Case(case, scan.parent, index, volumes, {}, None, sessions, (warning,), is_single_scan=True)
+
+
+def left_behind(case: Case) -> list[str]:
+    """What may be known of a patient whose folder was copied without its data set, as at most one line.
+
+    Returns:
+        [] or [text].
+    """
+    if case.is_single_scan or case.slab is not None or (case.dataset_dir / "derivatives").is_dir():
+        return []
+    unknown = "masks"
+    if case.arm == NULL_ARM and not participants_path(case.dataset_dir).exists():
+        unknown += " and treatment"
+    return [f"the patient's folder is not in a data set with derivatives: {unknown} unknown"]
 
 
 def _patient_folder(image: Path, dataset_dir: Path | None) -> Path:

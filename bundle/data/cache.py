@@ -92,7 +92,7 @@ class CachedCases(Dataset):
         item = self.data[index]
         arm = checked_arm(item.get("arm"), "correct the datalist", case=str(item.get("case", "")))
         item = item | {"arm": CLASSES[arm]}
-        case = find_case(item["image"], item.get("dataset_dir"), item["arm"], self.load.visits)
+        case = find_case(item["image"], item.get("dataset_dir"), item["arm"], self.load.visits, item.get("outcome"))
         if case.slab is None:
             compact = self._load(case, item)
         else:

@@ -135,6 +135,27 @@ def with_outcome(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [item for item in items if item["active"] is not None]
 
 
+def labelled_items(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Items to train on, of images and labels as a labelling program hands them over.
+
+    Args:
+        pairs: "image", a scan in the patient's folder of a BIDS data set, and "label", the patient's NET2 mask of w096
+            on the grid of the latest FLAIR before it, which is used instead of the one in the data set.
+
+    Raises:
+        InputError: an image lies in no data set, or a label cannot be read.
+    """
+    items = []
+    for pair in pairs:
+        case = find_case(pair["image"], outcome=pair["label"])
+        if case.is_single_scan:
+            raise InputError("not inside a folder sub-*", "arrange the scans in BIDS", file=pair["image"])
+        item = {"image": str(case.dataset_dir / case.id), "dataset_dir": str(case.dataset_dir), "case": case.id}
+        active = bool(read_mask(case.volumes["net2_w096"], case.id).values.any())
+        items.append(item | {"arm": CLASSES[case.arm], "active": active, "outcome": str(pair["label"])})
+    return items
+
+
 def balanced_subset(items: Sequence[dict[str, Any]], seed: int = 0) -> list[dict[str, Any]]:
     """As many active as inactive patients (Favero et al. 2025, section 2): all of the rarer kind, a draw of the other.
 

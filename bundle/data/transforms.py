@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from bundle.brightness import compress_bright
-from bundle.data.bids import CONDITION, OUTCOME, VISITS, Case, find_case, ignored_files, session_labels
+from bundle.data.bids import CONDITION, OUTCOME, VISITS, Case, find_case, ignored_files, left_behind, session_labels
 from bundle.data.brain import brain_of
 from bundle.data.estimated import estimation
 from bundle.data.grid import SlabGrid, is_too_fine, read_linearly, slab_centre, to_slab
@@ -46,8 +46,8 @@ class LoadCased(MapTransform):
         plausibility: limits outside which an input is refused or carries a warning.
         slab_centre_mm: height of the slab's middle in world mm; where it holds most brain if not given.
 
-    The dictionary's "dataset_dir" and "visits" go to `find_case`; its "arm" (anything `bundle.arms.arm_index` takes)
-    takes precedence over participants.tsv. Adds or replaces
+    The dictionary's "dataset_dir", "visits" and "outcome" go to `find_case`; its "arm" (anything
+    `bundle.arms.requested_arm` takes) takes precedence over participants.tsv. Adds or replaces
         image: (8, H, W, S) float32 MetaTensor in the slab's RAS affine: flair_w000, t2_w000, gd_w000, flair_w048,
             t2_w048, gd_w048, net2_w048, and the arm's class index. FLAIR in [-1, 1], masks -1 / 1, a missing volume 0.
         brain: (1, H, W, S) bool MetaTensor.
@@ -93,15 +93,18 @@ class LoadCased(MapTransform):
         output = dict(data)
         for key in self.key_iterator(output):
             visits = output.get("visits") or self.visits
-            case = find_case(output[key], output.get("dataset_dir"), output.get("arm"), visits)
+            case = find_case(output[key], output.get("dataset_dir"), output.get("arm"), visits, output.get("outcome"))
             try:
-                output |= self._load(case, key)
+                output |= self._load(case, key, output.get("outcome") is not None)
+                if output.get("dataset_dir") is None:
+                    output["warnings"] += left_behind(case)
             except MemoryError as error:
                 raise InputError("too large for the memory", "crop or resample it", case=case.id) from error
         return output
 
-    def _load(self, case: Case, key: Hashable) -> dict[Hashable, Any]:
-        read = [name for name in CONDITION if name.split("_")[1] not in self.drop_visits]
+    def _load(self, case: Case, key: Hashable, outcome_is_given: bool) -> dict[Hashable, Any]:
+        drop_visits = ("w048",) if case.is_single_scan else self.drop_visits
+        read = [name for name in CONDITION if name.split("_")[1] not in drop_visits]
         wanted = read + list(OUTCOME if self.with_outcome else ())
         _check_required(case, wanted)
         flairs = {name: self._read_flair(case, name) for name in wanted if name.startswith("flair")}
@@ -126,7 +129,8 @@ class LoadCased(MapTransform):
         for name in wanted:
             if name not in slabs and name in case.volumes:
                 mask = read_mask(case.volumes[name], case.id)
-                check_same_grid(mask, flairs[f"flair_{name.split('_')[1]}"], case.id)
+                drawn_on = latest if outcome_is_given and name in OUTCOME else f"flair_{name.split('_')[1]}"
+                check_same_grid(mask, flairs[drawn_on], case.id)
                 warnings += self.plausibility.check_lesion_volume(mask, case.id, name)
                 marked = mask_to_slab(mask.values, mask.affine, affine, self.grid)
                 cell_ml = voxel_volume_mm3(affine) / 1000
@@ -158,14 +162,14 @@ class LoadCased(MapTransform):
                 "alignment": alignment,
                 "months": {visit: np.nan if since is None else since for visit, since in months.items()},
                 "slab_centre_mm": float(centre[2]),
-                "session": {visit: case.sessions[visit] for visit in VISITS[:2] if visit not in self.drop_visits},
+                "session": {visit: case.sessions[visit] for visit in VISITS[:2] if visit not in drop_visits},
             },
             "warnings": [
                 *case.warnings,
                 *ignored_files(case),
                 *moved,
                 *warnings,
-                *(self.plausibility.check_interval(months["w048"]) if not self.drop_visits else ()),
+                *(self.plausibility.check_interval(months["w048"]) if not drop_visits else ()),
             ],
         }
         if self.with_outcome:

@@ -76,7 +76,7 @@ class CompareArmsd(MapTransform):
 
     Args:
         keys: image (8, H, W, S) on the slab; "heatmap" (H, W, S), "brain", "counts" and "forecast" go with it.
-        output_dir: gets a folder per case.
+        output_dir: gets a folder per case; the dictionary's "output_dir" takes precedence.
 
     Adds `comparison` as written to JSON, and the files to `files`.
 
@@ -110,7 +110,7 @@ class CompareArmsd(MapTransform):
             }
             self._case, self._arms = None, {}
             output["comparison"] = comparison
-            output["files"] = [*output["files"], *write_case(self.output_dir, output["case"], files)]
+            output["files"] = [*output["files"], *write_case(self.output_dir, output, files)]
         return output
 
 

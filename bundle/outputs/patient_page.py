@@ -70,7 +70,7 @@ class WritePatientPaged(MapTransform):
 
     Args:
         keys: heatmap (1, X, Y, Z) as `RestoreNatived` leaves it.
-        output_dir: gets a folder per case.
+        output_dir: gets a folder per case; the dictionary's "output_dir" takes precedence.
         html: whether to write; else data pass unchanged.
         calibration: the calibration.json of an evaluation with the same weights and settings, if there is one.
 
@@ -120,7 +120,7 @@ class WritePatientPaged(MapTransform):
                 calibration=self.calibration,
             )
             self._layers = []
-            output["files"] = [*output["files"], *write_case(self.output_dir, case.id, {page_name(case.id): page})]
+            output["files"] = [*output["files"], *write_case(self.output_dir, output, {page_name(case.id): page})]
         return output
 
 

@@ -38,7 +38,7 @@ class _WriteCased(MapTransform):
 
     Args:
         keys: map (1, X, Y, Z) on the grid of the patient's FLAIR, as `RestoreNatived` leaves it; by default `key`.
-        output_dir: gets a folder per case.
+        output_dir: gets a folder per case; the dictionary's "output_dir" takes precedence.
         inferer: that made the map; its settings are written into the report.
         weights: file of the network's weights, identified in the report by its sha256.
 
@@ -67,7 +67,7 @@ class _WriteCased(MapTransform):
             forecast, files = self.make(output, output[key])
             prefix = f"{case_prefix(output)}_desc-{self.description}"
             files = {f"{prefix}_{suffix}": content for suffix, content in files.items()}
-            output |= {"forecast": forecast, "files": write_case(self.output_dir, output["case"], files)}
+            output |= {"forecast": forecast, "files": write_case(self.output_dir, output, files)}
         return output
 
     def make(self, data: Mapping[Hashable, Any], native: MetaTensor) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -173,13 +173,19 @@ def writable_folder(output_dir: str | Path) -> Path:
     return folder
 
 
-def write_case(output_dir: Path, case: str, files: Mapping[str, bytes]) -> list[Path]:
+def write_case(output_dir: Path, data: Mapping[Hashable, Any], files: Mapping[str, bytes]) -> list[Path]:
     """Writes files of a case, content by name, all or none; returns their paths.
+
+    Args:
+        output_dir: gets a folder per case.
+        data: names the case, and the folder to use instead of `output_dir` if it has an "output_dir".
+        files: content by name.
 
     Raises:
         InputError: they cannot be written.
     """
-    folder = output_dir / case
+    case = data["case"]
+    folder = Path(data.get("output_dir") or output_dir) / case
     try:
         return write_together(folder, files)
     except OSError as error:

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from bundle.data.bids import CONDITION, OUTCOME, dataset_warnings, find_case, ignored_files, list_cases
+from bundle.data.bids import CONDITION, OUTCOME, dataset_warnings, find_case, ignored_files, left_behind, list_cases
 from bundle.errors import InputError
 
 
@@ -45,6 +45,7 @@ def test_the_arm_comes_from_the_request_then_from_participants_then_is_unknown(p
     table = "participant_id\ttreatment_arm\nsub-0001\tocrelizumab\n"
     (patient.folder.parent / "participants.tsv").write_text(table)
     assert find_case(patient.folder).arm == find_case(patient.folder, arm=[]).arm == 5
+    assert find_case(patient.folder, arm=["as recorded", "placebo"]).arm == 5
     assert find_case(patient.folder, arm=["avonex", "placebo"]).arm == 2
     assert find_case(patient.folder, arm="unknown").arm == 6
 
@@ -263,3 +264,28 @@ def test_sessions_may_have_other_names(patient):
 def test_wrong_mappings(patient, visits, message):
     with pytest.raises(InputError, match=message):
         find_case(patient.folder, visits=visits)
+
+
+def test_a_scan_outside_any_patients_folder_is_a_patient_with_one_flair(patient, tmp_path):
+    scan = shutil.copy(patient.path("flair_w048"), tmp_path / "Jane_Doe.nii.gz")
+    case = find_case(scan)
+    assert case.is_single_scan and dict(case.volumes) == {"flair_w000": scan} and case.arm == 6
+    assert case.warnings == ("a single FLAIR, taken as that of w000; unknown: second visit, masks, treatment",)
+    again = find_case(shutil.copy(scan, tmp_path / "upload.nii.gz"), arm="avonex")
+    assert again.id == case.id and "Jane" not in case.id and again.arm == 2
+    assert again.warnings == ("a single FLAIR, taken as that of w000; unknown: second visit, masks",)
+    assert find_case(shutil.copy(patient.path("flair_w000"), tmp_path / "other.nii.gz")).id != case.id
+    with pytest.raises(InputError, match="not inside a folder sub-"):
+        find_case(shutil.copy(scan, tmp_path / "scan.dcm"))
+
+
+def test_an_outcome_can_be_given_with_the_request(patient, tmp_path):
+    label = tmp_path / "label.nii.gz"
+    assert find_case(patient.folder, outcome=label).volumes["net2_w096"] == label
+
+
+def test_a_folder_copied_without_its_data_set_is_said_to_lack_what_lay_elsewhere(patient, tmp_path):
+    assert left_behind(find_case(patient.folder)) == []
+    copied = shutil.copytree(patient.folder, tmp_path / "copied" / patient.id)
+    assert "masks and treatment unknown" in left_behind(find_case(copied))[0]
+    assert left_behind(find_case(copied, arm="avonex"))[0].endswith(": masks unknown")

@@ -1,5 +1,6 @@
 import os
 import shutil
+from pathlib import Path
 
 import nibabel as nib
 import pytest
@@ -195,3 +196,12 @@ def test_a_cache_folder_that_cannot_be_written_is_reported(items, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file: cannot be written; choose another --output_dir or --cache_dir"):
         CachedCases(items, LoadCased(grid=GRID, with_outcome=True), tmp_path / "file")
+
+
+def test_an_items_outcome_replaces_that_of_the_data_set(items, tmp_path):
+    mask = nib.load(next(Path(items[0]["image"]).parent.glob("derivatives/lesions/sub-0/ses-w096/anat/*NET2*")))
+    label = tmp_path / "label.nii.gz"
+    nib.save(nib.Nifti1Image(mask.get_fdata()[::-1].astype("uint8"), mask.affine), label)
+    before = cached_dataset(items[:1], GRID, tmp_path / "cache")[0]["target"][1]
+    after = cached_dataset([items[0] | {"outcome": str(label)}], GRID, tmp_path / "cache")[0]["target"][1]
+    assert (before > 0).any() and torch.equal(after, before.flip(0))

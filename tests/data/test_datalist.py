@@ -1,11 +1,13 @@
 import json
+import shutil
 from collections import Counter
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from bundle.arms import ARMS
-from bundle.data.datalist import SPLITS, balanced_subset, load_split, make_datalist, with_outcome
+from bundle.data.datalist import SPLITS, balanced_subset, labelled_items, load_split, make_datalist, with_outcome
 from bundle.errors import InputError
 
 
@@ -192,3 +194,24 @@ def test_a_weighted_loss_has_the_population_mean():
 
 def test_only_one_kind_is_kept_whole():
     assert [item["weight"] for item in balanced_subset(items_of(0, 3))] == [1, 1, 1]
+
+
+def test_images_and_labels_of_a_labelling_program_become_items(make_patient, tmp_path):
+    patient = make_patient("sub-0001")
+    (patient.folder.parent / "participants.tsv").write_text("participant_id\ttreatment_arm\nsub-0001\tavonex\n")
+    empty = tmp_path / "label.nii.gz"
+    nib.save(nib.Nifti1Image(0 * patient.read("net2_w096"), patient.affine), empty)
+    image = patient.path("flair_w048")
+    labels = (patient.path("net2_w096"), empty)
+    active, inactive = labelled_items([{"image": str(image), "label": str(label)} for label in labels])
+    assert active == {
+        "image": str(patient.folder),
+        "dataset_dir": str(patient.folder.parent),
+        "case": "sub-0001",
+        "arm": "avonex",
+        "active": True,
+        "outcome": str(labels[0]),
+    }
+    assert inactive == active | {"active": False, "outcome": str(empty)}
+    with pytest.raises(InputError, match="not inside a folder sub-"):
+        labelled_items([{"image": shutil.copy(image, tmp_path / "scan.nii.gz"), "label": str(empty)}])

@@ -1,4 +1,5 @@
 import re
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -307,3 +308,31 @@ def test_real_scans_go_to_the_slab_and_back(tmp_path, number):
     volume_ml = restored.sum().item() * abs(np.linalg.det(flair.affine[:3, :3])) / 1000
     assert (restored[0].numpy()[~mask] == 0).all()
     assert volume_ml == pytest.approx(brain.sum() * 12 / 1000, rel=0.02)
+
+
+def test_a_single_scan_is_read_as_the_first_visit_alone(patient, tmp_path):
+    scan = shutil.copy(patient.path("flair_w000"), tmp_path / "scan.nii.gz")
+    single = load(patient, image=scan)
+    alone = load(patient, drop_visits=("w048",))
+    assert single["inputs"]["used"] == ["flair_w000"] and single["inputs"]["session"] == {"w000": "ses-w000"}
+    assert not single["image"][1:7].any() and np.isnan(single["inputs"]["alignment"])
+    inside = single["brain"][0] & alone["brain"][0]
+    np.testing.assert_allclose(single["image"][0][inside], alone["image"][0][inside], atol=0.05)  # brain estimated
+    assert single["warnings"] == list(single["warnings"][:1]) and single["warnings"][0].startswith("a single FLAIR")
+
+
+def test_a_folder_without_its_data_set_carries_a_warning(patient, tmp_path):
+    copied = shutil.copytree(patient.folder, tmp_path / "copied" / patient.id)
+    read = LoadCased(grid=GRID)
+    assert "masks and treatment unknown" in read({"image": copied})["warnings"][-1]
+    assert not any("unknown" in line for line in read({"image": copied, "dataset_dir": copied.parent})["warnings"])
+
+
+def test_a_given_outcome_lies_on_the_scan_before_it(patient, tmp_path):
+    """A labelling program shows that scan."""
+    label = shutil.copy(patient.path("net2_w096"), tmp_path / "label.nii.gz")
+    patient.write("flair_w096", patient.read("flair_w096")[:, :, 1:])
+    with pytest.raises(InputError, match="shape .* is not the FLAIR's"):
+        load(patient, with_outcome=True)
+    read = LoadCased(grid=GRID, with_outcome=True)({"image": patient.folder, "outcome": label})
+    np.testing.assert_array_equal(read["target"][1].numpy(), pooled(patient.read("net2_w096")) * 2 - 1)

@@ -417,3 +417,10 @@ def test_output_folders_that_a_command_line_may_name(tmp_path, monkeypatch, name
     else:
         with pytest.raises(InputError, match="cannot be written: .*choose another output_dir"):
             WriteForecastd(output_dir=name, inferer=inferer())
+
+
+def test_a_request_may_name_its_own_folder(patient, tmp_path):
+    case = patient()
+    own = tmp_path / "request"
+    files = WriteForecastd(output_dir=case.out, inferer=inferer())(case.data | {"output_dir": str(own)})["files"]
+    assert {file.parent for file in files} == {own / "sub-1"} and not case.folder.exists()
