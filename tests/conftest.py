@@ -9,15 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-import torch
 from filelock import FileLock
-from monai.bundle import ConfigParser
 from processes import ForkedCommand
 
-from bundle.data.datalist import load_split
-from bundle.networks.slab_unet import ForecastNetwork
-from bundle.networks.weights import export_weights
-from bundle.simulation.trial import simulate_trial
+# What takes seconds to import is imported where it is needed: pytest-xdist starts its workers after this module.
 
 ROOT = Path(__file__).parents[1]
 # Overrides of train.json and inference.json: every component the real one, on a coarse grid.
@@ -33,8 +28,7 @@ TINY = {
     "grid#shape": [20, 24, 15],
 }
 PATIENTS, SEED = 12, 5
-# What takes more than a few seconds: an evaluation, a training, a batch of bad cases, simulated patients.
-SLOW_FIXTURES = {"prepared_dicom", "evaluated", "unbroken", "ward", "small_trial", "simulated_patients"}
+SLOW_FIXTURES = {"compared", "evaluated", "prepared_dicom", "simulated_patients", "small_trial", "unbroken", "ward"}
 LONGEST = (
     "training/test_run.py",
     "evaluation/test_report.py",
@@ -49,6 +43,8 @@ LONGEST = (
 
 def pytest_configure(config):
     if hasattr(config, "workerinput"):  # of pytest-xdist: one thread a worker
+        import torch
+
         torch.set_num_threads(1)
 
 
@@ -70,6 +66,9 @@ def trial(request, tmp_path_factory):
 
     The original is simulated once, by one of pytest's workers, and kept in pytest's cache until its code changes.
     """
+    from bundle.data.datalist import load_split
+    from bundle.simulation.trial import simulate_trial
+
     cache = request.config.cache.mkdir("trial")
     original = cache / _version_of_simulation()
     with FileLock(cache / "lock"):
@@ -125,6 +124,8 @@ def start_bundle(run_id, config_file, launcher=None, cwd=ROOT, **overrides):
 
 def bundle_config(*names, **overrides):
     """Files of configs/, each laid over the one before, with what the command line would override."""
+    from monai.bundle import ConfigParser
+
     config = ConfigParser()
     config.read_config([str(ROOT / "configs" / name) for name in names])
     config.update(overrides)
@@ -138,6 +139,10 @@ def inference_config(**overrides):
 
 def tiny_network(**changes):
     """A network of (16, 16, 3) voxels or so, the same random weights each time; keyword arguments are the network's."""
+    import torch
+
+    from bundle.networks.slab_unet import ForecastNetwork
+
     torch.manual_seed(0)
     arguments = dict(
         num_slices=3,
@@ -156,6 +161,10 @@ def tiny_network(**changes):
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory):
     """File of weights of the tiny network: random, and nowhere zero, so that every input counts."""
+    import torch
+
+    from bundle.networks.weights import export_weights
+
     path = tmp_path_factory.mktemp("weights") / "model.pt"
     torch.manual_seed(0)
     network = inference_config(**TINY).get_parsed_content("network_def")

@@ -5,8 +5,10 @@ import os
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 from tempfile import NamedTemporaryFile
 
+ROOT = Path(__file__).parents[1]
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     ["monai.bundle", "monai.engines", "bundle.outputs.comparison", "bundle.evaluation.run", "bundle.training.stage"]
@@ -42,6 +44,13 @@ class ForkedCommand:
         if self.process.exitcode is None:
             raise subprocess.TimeoutExpired(self.process.name, timeout)
         return self.log.read(), None
+
+
+def run_forked(module, *arguments):
+    """(exit code, output) of `python -m MODULE ARGUMENTS` from the bundle root, see `ForkedCommand`."""
+    command = ForkedCommand(module, arguments, ROOT, os.environ | {"OMP_NUM_THREADS": "1"})
+    output, _ = command.communicate(timeout=600)
+    return command.returncode, output
 
 
 def _run_module(module, arguments, cwd, environment, log):

@@ -8,7 +8,7 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import COMMAND, TINY, inference_config, start_bundle
+from conftest import TINY, inference_config, start_bundle
 
 from bundle.data.bids import find_case
 from bundle.data.transforms import LoadCased
@@ -145,7 +145,7 @@ def ward(trial, tiny_weights, tmp_path_factory):
     out.mkdir()
     (out / "sub-Blocked").write_text("a file where a folder should be")
     settings = FEW | {"weights": tiny_weights, "dataset_dir": data, "output_dir": out}
-    process = start_bundle("inference", "configs/inference.json", COMMAND, **settings)
+    process = start_bundle("inference", "configs/inference.json", **settings)
     output, _ = process.communicate(timeout=600)
     return data, out, process.returncode, output
 

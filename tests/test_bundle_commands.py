@@ -1,28 +1,18 @@
 """MONAI's own bundle commands accept the bundle."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from conftest import ROOT, inference_config
+from processes import run_forked
 
 from bundle.networks.weights import export_weights
 
-ROOT = Path(__file__).parents[1]
 SCHEMA = ROOT / "tests" / "metadata_schema.json"
 
 
 def monai_bundle(*arguments):
-    result = subprocess.run(
-        [sys.executable, "-m", "monai.bundle", *arguments],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, (result.stdout + result.stderr)[-3000:]
+    code, output = run_forked("monai.bundle", *arguments)
+    assert code == 0, output[-3000:]
 
 
 @pytest.mark.slow
@@ -42,12 +32,8 @@ def test_verify_metadata(tmp_path):
 
 @pytest.mark.slow
 def test_ckpt_export_gives_a_script_that_agrees(tmp_path):
-    from monai.bundle import ConfigParser
-
-    config = ConfigParser()
-    config.read_config(ROOT / "configs" / "inference.json")
     torch.manual_seed(0)
-    network = config.get_parsed_content("network_def").eval()
+    network = inference_config().get_parsed_content("network_def").eval()
     for parameter in network.parameters():
         parameter.data += 0.02 * torch.randn(parameter.shape)
     export_weights(network, tmp_path / "model.pt")

@@ -132,7 +132,12 @@ def test_connections_closed_by_a_parent_that_ends_are_not_reported(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
 @pytest.mark.parametrize(
-    "program, argument", [(POOL, "fork"), (POOL, "spawn"), (LOADER, "")], ids=["fork", "spawn", "loader"]
+    "program, argument",
+    [
+        pytest.param(POOL, "fork", id="fork"),
+        pytest.param(POOL, "spawn", id="spawn", marks=pytest.mark.slow),
+        pytest.param(LOADER, "", id="loader", marks=pytest.mark.slow),
+    ],
 )
 def test_workers_end_when_their_parent_is_killed(program, argument, tmp_path):
     (tmp_path / "program.py").write_text(program)

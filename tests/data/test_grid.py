@@ -2,9 +2,10 @@ from itertools import permutations, product
 
 import numpy as np
 import pytest
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from bundle.data.grid import SlabGrid, read_linearly, slab_centre, to_slab
+from bundle.data.grid import SlabGrid, read_linearly, read_nearest, slab_centre, to_slab
 from bundle.errors import InputError
 
 GRID = SlabGrid((2, 2, 3), (6, 8, 5))
@@ -136,3 +137,15 @@ def test_fewer_slices_than_the_slab_lie_in_its_middle():
     brain = np.ones((20, 20, 9), bool)
     centre = slab_centre(brain, np.diag([1, 1, 3, 1]), SlabGrid((2, 2, 3), (8, 8, 15)))
     np.testing.assert_allclose(centre, [9.5, 9.5, 12])
+
+
+@pytest.mark.parametrize("offset", [(0, 0, 0), (3, -2, 1), (-4, 6, 4), (9, 0, 0)])
+@pytest.mark.parametrize("steps", [(1, 1, 1), (-1, 1, 1), (-1, -1, 1), (1, -1, -1)])
+def test_where_voxels_fall_on_voxels_the_quick_way_gives_what_interpolation_would(steps, offset):
+    data = np.random.default_rng(0).normal(size=(6, 7, 4)).astype(np.float32)
+    at = np.diag([*steps, 1.0])
+    at[:3, 3] = offset
+    mapping, shape = (np.array(steps, float), np.array(offset, float)), (5, 8, 3)
+    scipys = ndimage.affine_transform(data, *mapping, shape, order=1, mode="grid-constant", prefilter=False)
+    np.testing.assert_array_equal(read_linearly(data, np.eye(4), at, shape), scipys)
+    np.testing.assert_array_equal(read_nearest(data, np.eye(4), at, shape), scipys)

@@ -118,13 +118,20 @@ def test_slices_hang_as_a_radiologist_reads_them(where, row, column, right_half,
         assert ((within[:, 0] > 0.5) == lower_half).all()
 
 
+SITES = [{"centre_mm": [-10, 20, 1], "probability": 0.4, "radius_mm": 10.0, "region": "cortex"}]
+FULL = {"heatmap": spot(8, 25, 7, 0.8), "old": spot(20, 12, 3, 1) > 0, "likely_sites": SITES}
+
+
+@cache
+def full():
+    return page(**FULL)
+
+
 @pytest.mark.parametrize("orientation", ["LPS", "ASR", "SRA"])
 def test_the_same_head_gives_the_same_page_in_every_orientation(orientation):
     turn = nib.orientations.ornt_transform(*map(nib.orientations.axcodes2ornt, ("RAS", orientation)))
     affine = AFFINE @ nib.orientations.inv_ornt_aff(turn, SHAPE)
-    sites = [{"centre_mm": [-10, 20, 1], "probability": 0.4, "radius_mm": 10.0, "region": "cortex"}]
-    drawn = {"heatmap": spot(8, 25, 7, 0.8), "old": spot(20, 12, 3, 1) > 0, "likely_sites": sites}
-    assert page(affine=affine, turn=lambda volume: nib.apply_orientation(volume, turn), **drawn) == page(**drawn)
+    assert page(affine=affine, turn=lambda volume: nib.apply_orientation(volume, turn), **FULL) == full()
 
 
 def test_upside_down_slices_keep_the_numbers_of_the_file():

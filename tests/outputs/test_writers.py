@@ -15,6 +15,7 @@ from bundle.data.transforms import LoadCased, RestoreNatived
 from bundle.errors import InputError
 from bundle.forecasters.counts import CountModel, count_features
 from bundle.lesions import LesionRule, voxel_volume_mm3
+from bundle.outputs import writers
 from bundle.outputs.summary import ExpectHeatmapd, SummariseMembersd, differences, jeffreys_interval, percent
 from bundle.outputs.writers import WriteForecastd, WritePreviewd
 
@@ -41,6 +42,18 @@ def members_of_a_patient(num_members=4):
     members[:, 5:7, 8, 2] = 0.9
     members[0, 15, 16, 3] = 0.9
     return members
+
+
+@pytest.fixture
+def drawn():
+    """Asked for by a test of which the page is part."""
+
+
+@pytest.fixture(autouse=True)
+def page(request, monkeypatch):
+    """A page takes half a second to draw, and has tests of its own."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(writers, "forecast_page", lambda *_, **__: b"page")
 
 
 @pytest.fixture
@@ -271,7 +284,7 @@ def test_nothing_of_the_patient_but_the_label_is_passed_on(patient):
     assert "Jane Doe" not in files["forecast.json"].read_text()
 
 
-def test_a_patient_without_lesions_gets_all_four_files(patient):
+def test_a_patient_without_lesions_gets_all_four_files(patient, drawn):
     files = written(patient(members=torch.zeros(2, *GRID.shape)))
     assert all(path.is_file() for path in files.values())
     report = json.loads(files["forecast.json"].read_text())
@@ -279,7 +292,7 @@ def test_a_patient_without_lesions_gets_all_four_files(patient):
     assert not nib.load(files["probseg.nii.gz"]).get_fdata().any()
 
 
-def test_the_same_forecast_again_gives_the_same_bytes(patient):
+def test_the_same_forecast_again_gives_the_same_bytes(patient, drawn):
     case = patient()
     first = {suffix: path.read_bytes() for suffix, path in written(case).items()}
     assert first == {suffix: path.read_bytes() for suffix, path in written(case).items()}

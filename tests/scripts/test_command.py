@@ -1,8 +1,5 @@
-import subprocess
-import sys
-
 import pytest
-from conftest import ROOT
+from processes import run_forked
 
 from bundle.errors import InputError
 from scripts.command import read_configs, run
@@ -34,12 +31,10 @@ def test_what_is_misspelt_is_refused_before_anything_runs(component, arguments, 
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_a_misspelt_option_of_a_script_prints_one_line(tmp_path):
-    arguments = ["--out", str(tmp_path / "trial"), "--patient", "3"]
-    done = subprocess.run(
-        [sys.executable, "-m", "scripts.simulate_trial", *arguments], cwd=ROOT, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stderr) == (1, "error: unknown option --patient; did you mean --patients?\n")
+    done = run_forked("scripts.simulate_trial", "--out", tmp_path / "trial", "--patient", "3")
+    assert done == (1, "error: unknown option --patient; did you mean --patients?\n")
     assert not (tmp_path / "trial").exists()
 
 

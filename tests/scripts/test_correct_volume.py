@@ -61,6 +61,7 @@ def config_file(tmp_path):
     return str(file)
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_inference_reads(trial, tiny_weights, config_file, tmp_path):
     weights = tmp_path / "model.pt"
     shutil.copy(tiny_weights, weights)

@@ -1,8 +1,7 @@
 import json
-import subprocess
-import sys
 
 import pytest
+from processes import run_forked
 
 from scripts.make_datalist import main
 
@@ -26,10 +25,10 @@ def test_the_file_is_written_and_its_sizes_told(trial, tmp_path, capsys):
     assert json.loads((trial / "datalist.json").read_text())["seed"] == 0
 
 
+@pytest.mark.slow
 def test_bad_participants_end_in_one_line(trial):
     (trial / "participants.tsv").write_text("participant_id\ttreatment_arm\nsub-0\taspirin\n")
-    command = [sys.executable, "-m", "scripts.make_datalist", "--dataset_dir", str(trial)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: sub-0: ") and done.stderr.count("\n") == 1
+    code, output = run_forked("scripts.make_datalist", "--dataset_dir", trial)
+    assert code == 1
+    assert output.startswith("error: sub-0: ") and output.count("\n") == 1
     assert not (trial / "datalist.json").exists()

@@ -161,6 +161,7 @@ def test_wrong_settings_are_refused(settings, line, trial, unbroken, tmp_path):
     assert not list(tmp_path.rglob("*.pt"))
 
 
+@pytest.mark.slow
 def test_an_unknown_option_ends_in_one_line(trial, tmp_path):
     line = refused(tmp_path / "out", trial, lerning_rate=1)
     assert line == "error: unknown option --lerning_rate; did you mean --learning_rate?"
