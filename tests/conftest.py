@@ -28,6 +28,7 @@ TINY = {
     "grid#shape": [20, 24, 15],
 }
 PATIENTS, SEED = 12, 5
+# What takes more than a few seconds: an evaluation, a training, a batch of bad cases, simulated patients, six arms.
 SLOW_FIXTURES = {"compared", "evaluated", "prepared_dicom", "simulated_patients", "small_trial", "unbroken", "ward"}
 LONGEST = (
     "training/test_run.py",
