@@ -135,7 +135,7 @@ class CachedCases(Dataset):
 
 
 def cached_dataset(
-    items: Sequence[Mapping[str, Any]],
+    data: Sequence[Mapping[str, Any]],
     grid: SlabGrid,
     cache_dir: str | Path,
     *,
@@ -146,4 +146,4 @@ def cached_dataset(
 ) -> CachedCases:
     """The training data set on a grid; see `CachedCases`."""
     load = LoadCased(grid=grid, with_outcome=True, drop_visits=drop_visits, visits=visits)
-    return CachedCases(items, load, cache_dir, expected_outcome, keep_on)
+    return CachedCases(data, load, cache_dir, expected_outcome, keep_on)
