@@ -17,9 +17,7 @@ from bundle.errors import InputError
 from bundle.lesions import Volume
 
 SPACING_MM = (1.0, 1.0, 3.0)
-LESIONS = ("t2", "net2")  # channels of the network's output
-AROUND = 1  # slices below and above the one whose lesions are marked
-NUM_INPUTS = 2 * (2 * AROUND + 1)
+NUM_INPUTS = 3  # slices that the network sees: the one whose lesions it marks, and its neighbours
 _OUTSIDE = -1.0
 _BRIGHTEST = 3.0
 _UNIT = 3.0  # interquartile ranges
@@ -90,33 +88,26 @@ def in_brain_units(flair: np.ndarray, brain: np.ndarray) -> np.ndarray:
     return np.where(brain, np.clip(scaled, _OUTSIDE, _BRIGHTEST), _OUTSIDE).astype(np.float32)
 
 
-def to_slices(current: Tensor, previous: Tensor | None = None) -> Tensor:
-    """Every slice of a visit with its neighbours, beside those of an earlier visit: (S, 6, H, W).
-
-    Args:
-        current: (H, W, S).
-        previous: likewise; 0 throughout if there is none.
-    """
-    previous = torch.zeros_like(current) if previous is None else previous
-    volumes = torch.stack([current, previous]).movedim(-1, 1)  # (2, S, H, W)
-    padded = torch.cat([volumes[:, :1]] * AROUND + [volumes] + [volumes[:, -1:]] * AROUND, dim=1)
-    return padded.unfold(1, 2 * AROUND + 1, 1).permute(1, 0, 4, 2, 3).flatten(1, 2)
+def to_slices(flair: Tensor) -> Tensor:
+    """Every slice of (H, W, S) between its neighbours, which at the ends it is itself: (S, 3, H, W)."""
+    padded = torch.cat([flair[:, :, :1], flair, flair[:, :, -1:]], dim=2)
+    return padded.unfold(2, NUM_INPUTS, 1).permute(2, 3, 0, 1)
 
 
 @torch.no_grad()
-def lesion_probability(network: torch.nn.Module, slices: Tensor, batch: int = 8) -> Tensor:
-    """P(lesion) of every voxel, the mean over the slices as they are and mirrored: (2, H, W, S), as `LESIONS`.
+def lesion_probability(network: torch.nn.Module, flair: Tensor, batch: int = 8) -> Tensor:
+    """P(T2 lesion) of every voxel, the mean over the scan as it is and mirrored: (H, W, S) in [0, 1].
 
     Args:
-        network: (B, 6, H, W) -> logits (B, 2, H, W); H and W are multiples of 16.
-        slices: (S, 6, H, W), of `to_slices`.
+        network: (B, 3, H, W) -> logits (B, 1, H, W); H and W are multiples of 16.
+        flair: (H, W, S), see `in_brain_units`.
         batch: slices computed together.
     """
     probabilities = []
-    for part in slices.split(batch):
-        plain, mirrored = network(part).sigmoid(), network(part.flip(2)).sigmoid().flip(2)
-        probabilities.append((plain + mirrored) / 2)
-    return torch.cat(probabilities).permute(1, 2, 3, 0)
+    for slices in to_slices(flair).split(batch):
+        plain, mirrored = network(slices).sigmoid(), network(slices.flip(2)).sigmoid().flip(2)
+        probabilities.append((plain + mirrored)[:, 0] / 2)
+    return torch.cat(probabilities).permute(1, 2, 0)
 
 
 def cropped(x: Tensor, shape: Sequence[int], corner: Sequence[int], mode: str = "constant") -> Tensor:

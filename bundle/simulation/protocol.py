@@ -127,6 +127,6 @@ PRESETS = {
     "scanners": replace(
         _CLINIC,
         reader=Reader(),
-        scanners=EndlessScanners(Fleet(grey=(1.05, 1.6), bias=(0.015, 0.2), grey_pattern=(0.0, 0.15))),
+        scanners=EndlessScanners(Fleet(grey=(1.05, 1.9), bias=(0.015, 0.2), grey_pattern=(0.0, 0.2))),
     ),
 }
