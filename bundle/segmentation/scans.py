@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from bundle.data.bids import VISITS, Case
 from bundle.data.brain import brain_of
-from bundle.data.grid import SlabGrid, is_too_fine, to_slab
+from bundle.data.grid import SlabGrid, is_too_fine, slab_centre, to_slab
 from bundle.data.volumes import read_flair
 from bundle.errors import InputError
 from bundle.lesions import Volume
@@ -31,11 +31,13 @@ class Scans:
     Attributes:
         flair: visit -> (H, W, S) float32, see `in_brain_units`.
         brain: (H, W, S) bool.
+        in_slab: (S,) bool, slices of the slab that is forecast; the network has seen no others.
         grid, affine: where they lie.
     """
 
     flair: Mapping[str, np.ndarray]
     brain: np.ndarray
+    in_slab: np.ndarray
     grid: SlabGrid
     affine: np.ndarray
 
@@ -58,7 +60,10 @@ def read_scans(case: Case, visits: tuple[str, ...] = VISITS) -> Scans:
         if is_too_fine(flair.affine, affine, grid):
             raise InputError("its voxels are too small", "resample it", case=case.id, file=flair.path)
         on_grid[name.split("_")[1]] = in_brain_units(to_slab(flair.values, flair.affine, affine, grid), inside)
-    return Scans(on_grid, inside, grid, affine)
+    height_mm = affine[2, 3] + np.arange(grid.shape[2]) * SPACING_MM[2]
+    slab = SlabGrid()
+    from_centre = np.abs(height_mm - slab_centre(brain.values, brain.affine, slab)[2])
+    return Scans(on_grid, inside, from_centre <= slab.size_mm[2] / 2, grid, affine)
 
 
 def working_grid(brain: Volume) -> tuple[SlabGrid, np.ndarray]:

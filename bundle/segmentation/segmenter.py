@@ -37,6 +37,8 @@ class Thresholds:
 class Segmenter:
     """T2 lesions of a visit, and new and enlarging ones since an earlier visit, from FLAIR alone.
 
+    They are marked in the slab that is forecast: the network was trained on simulated scans, which end there.
+
     Args:
         network: (B, 3, H, W) -> logits (B, 1, H, W), with its weights.
         thresholds: of the probabilities.
@@ -70,7 +72,7 @@ class Segmenter:
                 file = case.expected_path(f"flair_{wanted}")
                 raise InputError(f"no FLAIR of {wanted}", "add it", case=case.id, file=file)
         scans = read_scans(case, tuple(visits))
-        t2 = [self._t2(scans.flair[v]) * scans.brain for v in visits]
+        t2 = [self._t2(scans.flair[v]) * (scans.brain & scans.in_slab) for v in visits]
         found = {"t2": t2[0]}
         if earlier is not None:
             found["net2"] = new_lesions(*t2, *(scans.flair[v] for v in visits))

@@ -33,6 +33,18 @@ def test_masks_lie_on_the_lesions_of_the_scan_in_any_orientation(trial, tmp_path
     np.testing.assert_array_equal(np.swapaxes(other, 0, 1)[::-1], marked["t2"])
 
 
+def test_nothing_is_marked_outside_the_slab(trial, tmp_path):
+    source = nib.load(find_case("sub-0001", trial).volumes["flair_w000"])
+    values = np.asanyarray(source.dataobj)
+    tall = np.concatenate([values[:, :, :1]] * 6 + [values] + [values[:, :, -1:]] * 6, axis=2)
+    tall[:, :, [0, -1]] = 0
+    folder = tmp_path / "sub-1" / "ses-w000" / "anat"
+    folder.mkdir(parents=True)
+    nib.save(nib.Nifti1Image(tall, source.affine), folder / "sub-1_ses-w000_FLAIR.nii.gz")
+    marked = Segmenter(Bright()).masks(find_case("sub-1", tmp_path), "w000")["t2"]
+    assert marked.any((0, 1)).sum() <= 15 and marked.any()
+
+
 def test_one_visit_alone_has_no_new_lesions(trial):
     assert set(Segmenter(Bright()).masks(find_case("sub-0001", trial), "w000")) == {"t2"}
 
