@@ -18,9 +18,8 @@ from bundle.errors import InputError
 from bundle.lesions import LesionRule
 from bundle.networks.weights import write_fitted
 from bundle.segmentation.baseline import BrightVoxels
-from bundle.segmentation.scans import LESIONS
 from bundle.segmentation.scoring import SIZES_MM3, MaskScore, mask_score, total
-from bundle.segmentation.segmenter import KIND, Thresholds
+from bundle.segmentation.segmenter import KIND, LESIONS, Thresholds
 from scripts.command import read_configs, run
 
 _TESTED = np.round(np.arange(0.1, 0.95, 0.05), 2)

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset, Sampler
 
-from bundle.data.bids import VISITS, find_case
+from bundle.data.bids import Case, find_case
 from bundle.data.masks import mask_to_slab
 from bundle.data.volumes import read_mask
 from bundle.errors import InputError
@@ -21,21 +20,17 @@ from bundle.seeding import seed_of
 from bundle.segmentation.scans import Scans, cropped, read_scans, to_slices
 from bundle.training.batches import IterationBatches
 
-_PAIRS = ((0, None), (1, None), (2, None), (1, 0), (2, 1), (2, 0))  # visit and the earlier one it is compared with
-_UNKNOWN = -1.0  # of a target
-
 
 @dataclass(frozen=True)
 class Variation:
-    """Changes of the slices of one visit, or of both: what the simulator's scanners do not vary, or other scans have.
+    """Changes of the slices of a scan: what the simulator's scanners do not vary, or other scans have.
 
     Args:
         flip: probability of swapping left and right.
         rotation: largest rotation in plane, radians.
         zoom: largest change of size, as a logarithm.
-        gain, offset: standard deviations of the logarithm of a factor on brightness, and of what is added to it, of
-            each visit by itself.
-        gamma: standard deviation of the logarithm of an exponent of brightness, the same for a patient's visits.
+        gain, offset: standard deviations of the logarithm of a factor on brightness, and of what is added to it.
+        gamma: standard deviation of the logarithm of an exponent of brightness.
     """
 
     flip: float = 0.5
@@ -46,25 +41,20 @@ class Variation:
     gamma: float = 0.15
 
     def __call__(self, slices: Tensor, target: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """New (N, 6, H, W) and (N, 2, H, W)."""
-        known = slices.flatten(2).any(-1)[:, :, None, None]
-        current, previous = slices.clone().chunk(2, dim=1)
-        exponent = math.exp(rng.normal(0, self.gamma))
-        for visit in (current, previous):
-            visit.copy_(((visit + 1) / 2).pow(exponent) * 2 - 1)
-            visit.mul_(math.exp(rng.normal(0, self.gain))).add_(rng.normal(0, self.offset))
-        slices = torch.cat([current, previous], dim=1).clamp(-1, 3) * known
+        """New (N, 3, H, W) and (N, 1, H, W)."""
+        slices = ((slices + 1) / 2).pow(math.exp(rng.normal(0, self.gamma))) * 2 - 1
+        slices = (slices * math.exp(rng.normal(0, self.gain)) + rng.normal(0, self.offset)).clamp(-1, 3)
         angle, scale = rng.uniform(-self.rotation, self.rotation), math.exp(rng.uniform(-self.zoom, self.zoom))
         mirror = -1.0 if rng.random() < self.flip else 1.0
         (c, s), (h, w) = (math.cos(angle) / scale, math.sin(angle) / scale), slices.shape[2:]
         matrix = torch.tensor([[c, -s * h / w, 0], [s * w / h * mirror, c * mirror, 0]], dtype=torch.float32)
         where = F.affine_grid(matrix.expand(len(slices), 2, 3), list(slices.shape), align_corners=False)
-        slices = (F.grid_sample(slices + 1, where, align_corners=False) - 1) * known  # nothing lies outside: -1
-        return slices, F.grid_sample(target, where, mode="nearest", padding_mode="border", align_corners=False)
+        slices = F.grid_sample(slices + 1, where, align_corners=False) - 1  # nothing lies outside: -1
+        return slices, F.grid_sample(target, where, mode="nearest", align_corners=False)
 
 
 class LesionSlices(Dataset):
-    """Slices of patients with lesion masks; item (n, draw) is `slices_each` slices of patient n.
+    """Slices of patients with masks of T2 lesions; item (n, draw) is `slices_each` slices of a visit of patient n.
 
     Args:
         items: of `bundle.data.datalist.load_split`.
@@ -75,8 +65,8 @@ class LesionSlices(Dataset):
         visits: see `bundle.data.bids.find_case`.
 
     Each item has
-        image: (N, 6, H, W), a visit and an earlier one or 0, see `bundle.segmentation.scans.to_slices`.
-        target: (N, 2, H, W), T2 and NET2 lesions, 0 or 1; -1 where there is no mask.
+        image: (N, 3, H, W), see `bundle.segmentation.scans.to_slices`.
+        label: (N, 1, H, W), 1 in T2 lesions, else 0.
     """
 
     def __init__(
@@ -99,52 +89,24 @@ class LesionSlices(Dataset):
         rng = np.random.default_rng(seed_of("segmentation", self.seed, number, draw))
         item = self.items[number]
         scans, masks = _read(str(item["image"]), str(item["dataset_dir"]), _hashable(self.visits))
-        choices = [pair for pair in _PAIRS if all(v is None or VISITS[v] in scans.flair for v in pair)]
-        # Those with an earlier visit, if there are any, twice as often: only they have new lesions.
-        weights = np.array([1.0 if earlier is None else 2.0 for _, earlier in choices])
-        now, earlier = choices[rng.choice(len(choices), p=weights / weights.sum())]
-        target = torch.from_numpy(lesion_target(masks, now, earlier, scans.grid.shape)).movedim(-1, 0)
-        image = to_slices(*(None if v is None else torch.from_numpy(scans.flair[VISITS[v]]) for v in (now, earlier)))
-        chosen = self._slices(target, rng)
+        visit = sorted(masks)[rng.integers(len(masks))]
+        label = torch.from_numpy(masks[visit]).float().movedim(-1, 0)[:, None]
+        image = to_slices(torch.from_numpy(scans.flair[visit]))
         corner = [(size - part) // 2 for size, part in zip(image.shape[2:], self.window)]
         if self.variation:
             corner = [middle + int(rng.integers(-8, 9)) for middle in corner]
-        image = cropped(image[chosen] + 1, self.window, corner) - 1
-        if earlier is None:
-            image[:, image.shape[1] // 2 :] = 0
-        target = cropped(target[chosen], self.window, corner, mode="replicate")
+        slices = self._slices(label, rng)
+        image = cropped(image[slices] + 1, self.window, corner) - 1
+        label = cropped(label[slices], self.window, corner)
         if self.variation:
-            image, target = self.variation(image, target, rng)
-        return {"image": image, "target": target}
+            image, label = self.variation(image, label, rng)
+        return {"image": image, "label": label}
 
-    def _slices(self, target: Tensor, rng: np.random.Generator) -> np.ndarray:
-        marked = (target > 0).flatten(2).sum(-1)  # (S, 2)
-        # New lesions are rare: of the slices with lesions those with new ones come first.
-        weight = (marked > 0).numpy() @ np.array([1.0, 4.0])
-        size = min(self.slices_each, len(target))
-        likely = weight / weight.sum() if weight.sum() else np.full(len(weight), 1 / len(weight))
-        return rng.choice(len(target), size, replace=False, p=(likely + 1 / len(weight)) / 2)
-
-
-def lesion_target(
-    masks: Mapping[str, np.ndarray], now: int, earlier: int | None, shape: tuple[int, int, int]
-) -> np.ndarray:
-    """(2, H, W, S) float32: T2 lesions of a visit, and NET2 since an earlier one; -1 where it is unknown.
-
-    Args:
-        masks: "t2_w000", "net2_w048", ... -> (H, W, S) bool.
-        now, earlier: visits, as positions in `VISITS`.
-        shape: (H, W, S).
-    """
-    new = {v: masks.get(f"net2_{VISITS[v]}") for v in range(1, len(VISITS))}
-    t2 = masks.get(f"t2_{VISITS[now]}")
-    if t2 is None and now == 2 and "t2_w048" in masks and new[2] is not None:
-        t2 = masks["t2_w048"] | new[2]
-    net2 = None
-    if earlier is not None and all(new[v] is not None for v in range(earlier + 1, now + 1)):
-        net2 = np.logical_or.reduce([new[v] for v in range(earlier + 1, now + 1)])
-    unknown = np.full(shape, _UNKNOWN, np.float32)
-    return np.stack([unknown if mask is None else mask.astype(np.float32) for mask in (t2, net2)])
+    def _slices(self, label: Tensor, rng: np.random.Generator) -> np.ndarray:
+        marked = label.flatten(1).any(1).numpy().astype(float)
+        likely = marked / marked.sum() if marked.any() else np.full(len(marked), 1 / len(marked))
+        size = min(self.slices_each, len(marked))
+        return rng.choice(len(marked), size, replace=False, p=(likely + 1 / len(marked)) / 2)
 
 
 class DrawBatches(Sampler[list[tuple[int, int]]]):
@@ -165,17 +127,23 @@ class DrawBatches(Sampler[list[tuple[int, int]]]):
 
 @lru_cache(maxsize=64)
 def _read(image: str, dataset_dir: str, visits: tuple | None) -> tuple[Scans, dict[str, np.ndarray]]:
-    """The scans and masks of a patient."""
+    """The scans of a patient, and the mask of T2 lesions of each visit that has one."""
     case = find_case(image, dataset_dir, "unknown", dict(visits) if visits else None)
     scans = read_scans(case)
     masks = {}
-    for name, path in case.volumes.items():
-        if name.split("_")[0] in ("t2", "net2"):
-            mask = read_mask(Path(path), case.id)
-            masks[name] = mask_to_slab(mask.values, mask.affine, scans.affine, scans.grid)
+    for visit in scans.flair:
+        if f"t2_{visit}" in case.volumes:
+            masks[visit] = _on_grid(case, f"t2_{visit}", scans)
+    if "w096" in scans.flair and "w048" in masks and "net2_w096" in case.volumes:
+        masks["w096"] = masks["w048"] | _on_grid(case, "net2_w096", scans)
     if not masks:
-        raise InputError("no lesion mask to train on", "leave the patient out", case=case.id)
+        raise InputError("no mask of T2 lesions to train on", "leave the patient out", case=case.id)
     return scans, masks
+
+
+def _on_grid(case: Case, name: str, scans: Scans) -> np.ndarray:
+    mask = read_mask(case.volumes[name], case.id)
+    return mask_to_slab(mask.values, mask.affine, scans.affine, scans.grid)
 
 
 def _hashable(visits: Mapping[str, str] | None) -> tuple | None:

@@ -11,15 +11,13 @@ from torch.nn import functional as F
 
 from bundle.data.bids import VISITS, Case
 from bundle.data.brain import brain_of
-from bundle.data.grid import SlabGrid, is_too_fine, to_slab
+from bundle.data.grid import SlabGrid, is_too_fine, slab_centre, to_slab
 from bundle.data.volumes import read_flair
 from bundle.errors import InputError
 from bundle.lesions import Volume
 
 SPACING_MM = (1.0, 1.0, 3.0)
-LESIONS = ("t2", "net2")  # channels of the network's output
-AROUND = 1  # slices below and above the one whose lesions are marked
-NUM_INPUTS = 2 * (2 * AROUND + 1)
+NUM_INPUTS = 3  # slices that the network sees: the one whose lesions it marks, and its neighbours
 _OUTSIDE = -1.0
 _BRIGHTEST = 3.0
 _UNIT = 3.0  # interquartile ranges
@@ -33,11 +31,13 @@ class Scans:
     Attributes:
         flair: visit -> (H, W, S) float32, see `in_brain_units`.
         brain: (H, W, S) bool.
+        in_slab: (S,) bool, slices of the slab that is forecast; the network has seen no others.
         grid, affine: where they lie.
     """
 
     flair: Mapping[str, np.ndarray]
     brain: np.ndarray
+    in_slab: np.ndarray
     grid: SlabGrid
     affine: np.ndarray
 
@@ -60,7 +60,10 @@ def read_scans(case: Case, visits: tuple[str, ...] = VISITS) -> Scans:
         if is_too_fine(flair.affine, affine, grid):
             raise InputError("its voxels are too small", "resample it", case=case.id, file=flair.path)
         on_grid[name.split("_")[1]] = in_brain_units(to_slab(flair.values, flair.affine, affine, grid), inside)
-    return Scans(on_grid, inside, grid, affine)
+    height_mm = affine[2, 3] + np.arange(grid.shape[2]) * SPACING_MM[2]
+    slab = SlabGrid()
+    from_centre = np.abs(height_mm - slab_centre(brain.values, brain.affine, slab)[2])
+    return Scans(on_grid, inside, from_centre <= slab.size_mm[2] / 2, grid, affine)
 
 
 def working_grid(brain: Volume) -> tuple[SlabGrid, np.ndarray]:
@@ -90,33 +93,26 @@ def in_brain_units(flair: np.ndarray, brain: np.ndarray) -> np.ndarray:
     return np.where(brain, np.clip(scaled, _OUTSIDE, _BRIGHTEST), _OUTSIDE).astype(np.float32)
 
 
-def to_slices(current: Tensor, previous: Tensor | None = None) -> Tensor:
-    """Every slice of a visit with its neighbours, beside those of an earlier visit: (S, 6, H, W).
-
-    Args:
-        current: (H, W, S).
-        previous: likewise; 0 throughout if there is none.
-    """
-    previous = torch.zeros_like(current) if previous is None else previous
-    volumes = torch.stack([current, previous]).movedim(-1, 1)  # (2, S, H, W)
-    padded = torch.cat([volumes[:, :1]] * AROUND + [volumes] + [volumes[:, -1:]] * AROUND, dim=1)
-    return padded.unfold(1, 2 * AROUND + 1, 1).permute(1, 0, 4, 2, 3).flatten(1, 2)
+def to_slices(flair: Tensor) -> Tensor:
+    """Every slice of (H, W, S) between its neighbours, which at the ends it is itself: (S, 3, H, W)."""
+    padded = torch.cat([flair[:, :, :1], flair, flair[:, :, -1:]], dim=2)
+    return padded.unfold(2, NUM_INPUTS, 1).permute(2, 3, 0, 1)
 
 
 @torch.no_grad()
-def lesion_probability(network: torch.nn.Module, slices: Tensor, batch: int = 8) -> Tensor:
-    """P(lesion) of every voxel, the mean over the slices as they are and mirrored: (2, H, W, S), as `LESIONS`.
+def lesion_probability(network: torch.nn.Module, flair: Tensor, batch: int = 8) -> Tensor:
+    """P(T2 lesion) of every voxel, the mean over the scan as it is and mirrored: (H, W, S) in [0, 1].
 
     Args:
-        network: (B, 6, H, W) -> logits (B, 2, H, W); H and W are multiples of 16.
-        slices: (S, 6, H, W), of `to_slices`.
+        network: (B, 3, H, W) -> logits (B, 1, H, W); H and W are multiples of 16.
+        flair: (H, W, S), see `in_brain_units`.
         batch: slices computed together.
     """
     probabilities = []
-    for part in slices.split(batch):
-        plain, mirrored = network(part).sigmoid(), network(part.flip(2)).sigmoid().flip(2)
-        probabilities.append((plain + mirrored) / 2)
-    return torch.cat(probabilities).permute(1, 2, 3, 0)
+    for slices in to_slices(flair).split(batch):
+        plain, mirrored = network(slices).sigmoid(), network(slices.flip(2)).sigmoid().flip(2)
+        probabilities.append((plain + mirrored)[:, 0] / 2)
+    return torch.cat(probabilities).permute(1, 2, 0)
 
 
 def cropped(x: Tensor, shape: Sequence[int], corner: Sequence[int], mode: str = "constant") -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import nn
 
 from bundle.data.bids import Case
@@ -14,8 +15,10 @@ from bundle.data.volumes import read_flair
 from bundle.errors import InputError
 from bundle.lesions import LesionRule, Volume
 from bundle.networks.weights import read_fitted
-from bundle.segmentation.scans import LESIONS, lesion_probability, read_scans, to_slices
+from bundle.segmentation.scans import lesion_probability, read_scans
 
+LESIONS = ("t2", "net2")
+_BRIGHTER = 0.12  # three interquartile ranges of the brain: what scans of different scanners differ by elsewhere
 KIND = "thresholds"  # as `bundle.networks.weights.fitted_file` has it
 
 
@@ -34,8 +37,10 @@ class Thresholds:
 class Segmenter:
     """T2 lesions of a visit, and new and enlarging ones since an earlier visit, from FLAIR alone.
 
+    They are marked in the slab that is forecast: the network was trained on simulated scans, which end there.
+
     Args:
-        network: (B, 6, H, W) -> logits (B, 2, H, W), with its weights.
+        network: (B, 3, H, W) -> logits (B, 1, H, W), with its weights.
         thresholds: of the probabilities.
         min_volume_mm3: smaller lesions are left out.
         device: where the network runs.
@@ -61,19 +66,20 @@ class Segmenter:
         Raises:
             InputError: a FLAIR is missing or cannot be used.
         """
-        visits = [visit] if earlier is None else [earlier, visit]
+        visits = [visit] if earlier is None else [visit, earlier]
         for wanted in visits:
             if f"flair_{wanted}" not in case.volumes:
                 file = case.expected_path(f"flair_{wanted}")
                 raise InputError(f"no FLAIR of {wanted}", "add it", case=case.id, file=file)
         scans = read_scans(case, tuple(visits))
-        slices = to_slices(*(torch.from_numpy(scans.flair[v]).to(self.device) for v in reversed(visits)))
-        found = lesion_probability(self.network, slices).cpu().numpy() * scans.brain
+        t2 = [self._t2(scans.flair[v]) * (scans.brain & scans.in_slab) for v in visits]
+        found = {"t2": t2[0]}
+        if earlier is not None:
+            found["net2"] = new_lesions(*t2, *(scans.flair[v] for v in visits))
         flair = read_flair(case.volumes[f"flair_{visit}"], case.id)
         return {
             kind: Volume(read_linearly(p, scans.affine, flair.affine, flair.values.shape), flair.affine, flair.path)
-            for kind, p in zip(LESIONS, found)
-            if kind == "t2" or earlier is not None
+            for kind, p in found.items()
         }
 
     def masks(self, case: Case, visit: str, earlier: str | None = None) -> dict[str, np.ndarray]:
@@ -84,6 +90,22 @@ class Segmenter:
             rule = LesionRule(threshold=threshold, min_volume_mm3=self.min_volume_mm3)
             marked[kind] = rule.label(probability.values, probability.affine) > 0
         return marked
+
+    def _t2(self, flair: np.ndarray) -> np.ndarray:
+        return lesion_probability(self.network, torch.from_numpy(flair).to(self.device)).cpu().numpy()
+
+
+def new_lesions(t2: np.ndarray, before: np.ndarray, flair: np.ndarray, flair_before: np.ndarray) -> np.ndarray:
+    """P(new or enlarging lesion) of each voxel: a lesion now, none there before, and brighter than before.
+
+    A network that was shown both visits found fewer (docs/experiments/2026-11-segmenter.md).
+
+    Args:
+        t2, before: (H, W, S) P(T2 lesion) of a visit and of an earlier one.
+        flair, flair_before: (H, W, S), of `bundle.segmentation.scans.in_brain_units`.
+    """
+    around = ndimage.maximum_filter(before, (3, 3, 1))  # a border drawn one voxel wider is no new lesion
+    return t2 * (1 - around) * (flair - flair_before > _BRIGHTER)
 
 
 def fitted_thresholds(weights: str | Path) -> Thresholds:

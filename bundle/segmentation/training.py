@@ -10,12 +10,10 @@ from ignite.engine import Engine
 from ignite.metrics import Metric
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.inferers import SimpleInferer
-from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
 from bundle.files import check_writable
 from bundle.segmentation.samples import DrawBatches, LesionSlices
-from bundle.segmentation.scans import LESIONS
 from bundle.training.batches import PatientLoader
 from bundle.training.recipe import check_count, check_rate, flat_settings
 from bundle.training.stage import TrainedState, warmup_cosine
@@ -86,24 +84,6 @@ class SegmentationStage(TrainedState):
         }
 
 
-class SegmentationLoss(nn.Module):
-    """Dice and cross entropy of T2 and of NET2 lesions, each over the slices whose mask is known."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.loss = DiceCELoss(sigmoid=True, batch=True)
-
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Mean of both; logits and target (N, 2, H, W), target -1 where it is unknown."""
-        losses = []
-        for channel in range(len(LESIONS)):
-            known = target[:, channel, 0, 0] >= 0
-            if known.any():
-                one = slice(channel, channel + 1)
-                losses.append(self.loss(logits[known, one], target[known, one]))
-        return torch.stack(losses).mean() if losses else logits.sum() * 0
-
-
 def segmentation_trainer(
     stage: SegmentationStage, max_epochs: int, loss: nn.Module, handlers: list[Any]
 ) -> SupervisedTrainer:
@@ -112,8 +92,8 @@ def segmentation_trainer(
     def update(engine: Engine, batch: dict[str, Tensor]) -> dict[str, float]:
         stage.network.train()
         stage.optimizer.zero_grad(set_to_none=True)
-        image, target = (batch[key].flatten(0, 1).to(stage.device) for key in ("image", "target"))
-        value = loss(stage.network(image), target)
+        image, label = (batch[key].flatten(0, 1).to(stage.device) for key in ("image", "label"))
+        value = loss(stage.network(image), label)
         value.backward()
         norm = nn.utils.clip_grad_norm_(stage.network.parameters(), stage.recipe.max_grad_norm)
         if not (value.isfinite() and norm.isfinite()):
@@ -138,25 +118,19 @@ def segmentation_trainer(
 
 
 class PooledDice(Metric):
-    """Dice of all voxels of all slices together at probability .5; the mean of T2 and NET2, or one of them."""
-
-    def __init__(self, *lesions: str) -> None:
-        self.channels = [LESIONS.index(name) for name in lesions or LESIONS]
-        super().__init__()
+    """Dice of all voxels of all slices together, at probability .5."""
 
     def reset(self) -> None:
-        self.both = torch.zeros(len(LESIONS))
-        self.either = torch.zeros(len(LESIONS))
+        self.both = self.either = 0.0
 
     def update(self, output: Sequence[dict[str, Tensor]]) -> None:
         for one in output:
-            probability, target = one["pred"], one["label"]
-            marked, true, known = probability >= 0.5, target > 0, target >= 0
-            self.both += 2 * (marked & true & known).sum((0, 2, 3)).cpu()
-            self.either += ((marked & known).sum((0, 2, 3)) + true.sum((0, 2, 3))).cpu()
+            marked, true = one["pred"] >= 0.5, one["label"] > 0
+            self.both += 2 * float((marked & true).sum())
+            self.either += float(marked.sum() + true.sum())
 
     def compute(self) -> float:
-        return float((self.both / self.either.clamp(min=1))[self.channels].mean())
+        return self.both / max(self.either, 1)
 
 
 def segmentation_evaluator(stage: SegmentationStage, dataset: LesionSlices) -> SupervisedEvaluator:
@@ -165,8 +139,8 @@ def segmentation_evaluator(stage: SegmentationStage, dataset: LesionSlices) -> S
     def update(engine: Engine, batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         stage.average.eval()
         with torch.no_grad():
-            image, target = (batch[key].flatten(0, 1).to(stage.device) for key in ("image", "target"))
-            return [{"pred": stage.average(image).sigmoid(), "label": target}]
+            image, label = (batch[key].flatten(0, 1).to(stage.device) for key in ("image", "label"))
+            return [{"pred": stage.average(image).sigmoid(), "label": label}]
 
     loader = PatientLoader(dataset, sampler=[(index, 0) for index in range(len(dataset))], batch_size=1)
     return SupervisedEvaluator(
@@ -175,5 +149,4 @@ def segmentation_evaluator(stage: SegmentationStage, dataset: LesionSlices) -> S
         network=stage.average,
         iteration_update=update,
         key_val_metric={"dice": PooledDice()},
-        additional_metrics={f"dice_{name}": PooledDice(name) for name in LESIONS},
     )

@@ -1,5 +1,7 @@
 """What a scanner makes of a brain with lesions: a skull-stripped FLAIR slab."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy import ndimage
 
@@ -20,11 +22,34 @@ def draw_texture(rng: np.random.Generator) -> np.ndarray:
     return texture
 
 
-def draw_grey_pattern(rng: np.random.Generator) -> np.ndarray:
-    """A patient's own pattern of grey matter, the same at every visit: float32 `SHAPE` of mean 0, deviation 1."""
+@dataclass(frozen=True)
+class Variants:
+    """How a patient's normal tissue differs from others', the same at every visit.
+
+    Attributes:
+        grey: float32 `SHAPE` of mean 0 and deviation 1, pattern of the brightness of grey matter.
+        lining: float32 `SHAPE` in [0, 1], the bright lining of the lateral ventricles and the caps of their horns.
+        plexus: bool `SHAPE`, choroid plexus.
+    """
+
+    grey: np.ndarray
+    lining: np.ndarray
+    plexus: np.ndarray
+
+
+def draw_variants(anatomy: Anatomy, rng: np.random.Generator) -> Variants:
+    """A patient's own."""
     coarse = (SHAPE[0] // 4, SHAPE[1] // 4, SHAPE[2])
-    pattern = doubled(doubled(ndimage.gaussian_filter(rng.standard_normal(coarse, np.float32), (3, 3, 4), truncate=2)))
-    return pattern / pattern.std()
+    grey, caps = (
+        doubled(doubled(ndimage.gaussian_filter(rng.standard_normal(coarse, np.float32), (3, 3, 4), truncate=2)))
+        for _ in range(2)
+    )
+    fine = ndimage.gaussian_filter(rng.standard_normal(SHAPE, np.float32), (2, 2, 1), truncate=2)
+    inside = (anatomy.ventricle_mm == 0) & anatomy.brain
+    plexus = inside & (fine > np.quantile(fine[inside], 1 - rng.uniform(0, 0.3))) if inside.any() else inside
+    thickness_mm = 1 + 2 * np.maximum(caps / caps.std(), 0)
+    lining = np.clip(thickness_mm + 1 - anatomy.ventricle_mm, 0, 1) * (anatomy.ventricle_mm > 0)
+    return Variants(grey / grey.std(), lining.astype(np.float32), plexus)
 
 
 def diffuse_extent(anatomy: Anatomy) -> np.ndarray:
@@ -41,7 +66,7 @@ def tissue_signal(
     growth_mm: float,
     lesion_gain: np.ndarray,
     diffuse: np.ndarray,
-    grey_pattern: np.ndarray | float = 0.0,
+    variants: Variants | None = None,
 ) -> np.ndarray:
     """Signal before the scanner's own imperfections: float32 `SHAPE`, relative to normal white matter.
 
@@ -52,13 +77,18 @@ def tissue_signal(
         growth_mm: how far the ventricles have widened since w000.
         lesion_gain: float32 `SHAPE`, added brightness relative to white matter; 0 without a lesion.
         diffuse: float32 `SHAPE`, added brightness of diffusely abnormal white matter.
-        grey_pattern: from `draw_grey_pattern`.
+        variants: from `draw_variants`; none if not given.
     """
     white, grey, fluid = anatomy.tissue
     # The distance is 0 inside, 1 mm in the first voxels outside: these are lost first, each in proportion.
     lost = np.clip(growth_mm + 1 - anatomy.ventricle_mm, 0, 1) * (anatomy.ventricle_mm > 0)
-    grey_signal = settings.grey * (1 + settings.grey_pattern * grey_pattern)
+    grey_signal: np.ndarray | float = settings.grey
+    if variants is not None:
+        grey_signal = settings.grey * (1 + settings.grey_pattern * variants.grey)
     signal = (white + grey_signal * grey + settings.fluid * fluid) * texture
+    if variants is not None:
+        signal += settings.lining * variants.lining * anatomy.brain
+        signal = np.where(variants.plexus, np.maximum(signal, settings.plexus * texture), signal)
     added = settings.lesion * np.where(lesion_gain > 0, np.maximum(lesion_gain, diffuse), diffuse)
     return (signal + added) * (1 - lost) + settings.fluid * lost * anatomy.brain
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from bundle.arms import ARMS
 from bundle.data.bids import VISITS
-from bundle.simulation.acquisition import acquire_flair, diffuse_extent, draw_grey_pattern, draw_texture, tissue_signal
+from bundle.simulation.acquisition import acquire_flair, diffuse_extent, draw_texture, draw_variants, tissue_signal
 from bundle.simulation.anatomy import AFFINE, SHAPE, VOXEL_MM3, Anatomy
 from bundle.simulation.disease import (
     ACQUISITION,
@@ -104,11 +104,11 @@ def _scan(
     rng = np.random.default_rng(stream(seed, index, ACQUISITION))
     texture, diffuse = draw_texture(rng), np.float32(history.diffuse) * diffuse_extent(anatomy)
     settings = protocol.scanners.settings(seed, len(VISITS), rng)
-    pattern = draw_grey_pattern(rng) if any(setting.grey_pattern for setting in settings) else 0.0
+    variants = draw_variants(anatomy, rng) if any(setting.has_variants for setting in settings) else None
     growth_mm = dict(zip(VISITS, np.cumsum([0.0, *history.growth_mm])))
     flair, brain = {}, {}
     for (visit, gain), setting in zip(_lesion_gains(disease, active, arm, rng).items(), settings):
-        signal = tissue_signal(anatomy, setting, texture, growth_mm[visit], gain, diffuse, pattern)
+        signal = tissue_signal(anatomy, setting, texture, growth_mm[visit], gain, diffuse, variants)
         flair[visit], brain[visit] = acquire_flair(anatomy, signal, setting, rng)
     return flair, brain
 

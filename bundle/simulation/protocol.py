@@ -127,6 +127,15 @@ PRESETS = {
     "scanners": replace(
         _CLINIC,
         reader=Reader(),
-        scanners=EndlessScanners(Fleet(grey=(1.05, 1.6), bias=(0.015, 0.2), grey_pattern=(0.0, 0.15))),
+        scanners=EndlessScanners(
+            Fleet(
+                grey=(1.05, 1.9),
+                fluid=(0.12, 0.7),
+                bias=(0.015, 0.2),
+                grey_pattern=(0.0, 0.2),
+                lining=(0.0, 0.4),
+                plexus=(0.3, 1.8),
+            )
+        ),
     ),
 }

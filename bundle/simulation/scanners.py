@@ -24,6 +24,8 @@ class Settings:
         residue: fraction of the surface of the brain where skull stripping left something.
         shift_mm: (3,) error of the registration of this visit to the patient's grid.
         grey_pattern: standard deviation of the patient's own pattern of brightness of grey matter.
+        lining: added signal of the lining of the ventricles.
+        plexus: signal of the choroid plexus.
     """
 
     grey: float = 1.25
@@ -38,6 +40,13 @@ class Settings:
     residue: float = 0.0
     shift_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
     grey_pattern: float = 0.0
+    lining: float = 0.0
+    plexus: float = 0.0
+
+    @property
+    def has_variants(self) -> bool:
+        """Whether a patient's normal variants (`bundle.simulation.acquisition.Variants`) show."""
+        return bool(self.grey_pattern or self.lining or self.plexus)
 
 
 class Scanners(Interface):
@@ -75,6 +84,7 @@ class Fleet:
         ghosting, residual: fractions of acquisitions with ghosts and with residue of the skull.
         grey_pattern: how much the brightness of grey matter varies over the brain, as that of the insula and of the
             cingulate cortex differs from other cortex in real FLAIR; none if not given.
+        lining, plexus: of the ventricles and the choroid plexus, both bright in real FLAIR; none if not given.
     """
 
     grey: Range = (1.08, 1.4)
@@ -91,6 +101,8 @@ class Fleet:
     ghosting: float = 0.3
     residual: float = 0.4
     grey_pattern: Range | None = None
+    lining: Range | None = None
+    plexus: Range | None = None
 
     def draw(self, rng: np.random.Generator) -> Settings:
         """One scanner with visit-specific artefacts."""
@@ -108,7 +120,11 @@ class Fleet:
             ghost=_log_uniform(rng, self.ghost) * (rng.random() < self.ghosting),
             residue=rng.uniform(*self.residue) * (rng.random() < self.residual),
             shift_mm=tuple(shift.tolist()),
-            grey_pattern=0.0 if self.grey_pattern is None else rng.uniform(*self.grey_pattern),
+            **{
+                name: rng.uniform(*limits)
+                for name in ("grey_pattern", "lining", "plexus")
+                if (limits := getattr(self, name)) is not None
+            },
         )
 
 
