@@ -16,7 +16,7 @@ def main(
     table: str | None = None,
     workers: int | None = None,
     key: str | None = None,
-    segment: bool = True,
+    segment: bool = False,
 ) -> None:
     """Prepares scans for the forecast: corrects bias, registers the visits of each patient, checks and documents them.
 
@@ -46,9 +46,8 @@ def _segment(out: str) -> None:
 
     config = read_configs(CONFIG)
     config["bundle_root"], config["dataset_dir"] = str(CONFIG.parents[1]), out
-    run_segmentation(
-        forecast_items(out), config.get_parsed_content("segmenter"), config.get_parsed_content("weights"), Guard()
-    )
+    segmenter, weights, lesions = (config.get_parsed_content(name) for name in ("segmenter", "weights", "lesions"))
+    run_segmentation(forecast_items(out), segmenter, weights, Guard(), lesions)
 
 
 if __name__ == "__main__":

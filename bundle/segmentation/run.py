@@ -13,11 +13,16 @@ from bundle.data.bids import VISITS, Case, find_case
 from bundle.data.estimated import estimation, write_estimated
 from bundle.errors import Guard, InputError
 from bundle.files import nifti_bytes, sha256_of
-from bundle.segmentation.segmenter import Segmenter
+from bundle.segmentation.segmenter import LESIONS, Segmenter
 
 
 def run_segmentation(
-    items: Sequence[Mapping[str, Any]], segmenter: Segmenter, weights: str | Path, guard: Guard, progress: bool = True
+    items: Sequence[Mapping[str, Any]],
+    segmenter: Segmenter,
+    weights: str | Path,
+    guard: Guard,
+    lesions: Sequence[str] = ("t2",),
+    progress: bool = True,
 ) -> None:
     """Writes the masks that are missing of every patient; ends with exit code 1 if one could not be read.
 
@@ -28,11 +33,14 @@ def run_segmentation(
         segmenter: with the weights.
         weights: their file, for the sidecars.
         guard: counts patients that cannot be read.
+        lesions: kinds to mark, of `LESIONS`.
         progress: show a bar.
     """
+    if isinstance(lesions, str) or not lesions or not set(lesions) <= set(LESIONS):
+        raise InputError(f"lesions={lesions!r} is not a list of {', '.join(LESIONS)}", "correct --lesions")
     done = 0
     for item in tqdm(items, "segmenting", unit="patient", disable=not progress):
-        written = guard.call(lambda item: segment_patient(item, segmenter, weights), item, None)
+        written = guard.call(lambda item: segment_patient(item, segmenter, weights, lesions), item, None)
         done += written is not None
         for path in written or ():
             tqdm.write(str(path))
@@ -42,7 +50,9 @@ def run_segmentation(
     print(line)
 
 
-def segment_patient(item: Mapping[str, Any], segmenter: Segmenter, weights: str | Path) -> list[Path]:
+def segment_patient(
+    item: Mapping[str, Any], segmenter: Segmenter, weights: str | Path, lesions: Sequence[str] = LESIONS
+) -> list[Path]:
     """Writes the masks that are missing of one patient, each with a sidecar that says that it is estimated.
 
     Returns:
@@ -54,7 +64,7 @@ def segment_patient(item: Mapping[str, Any], segmenter: Segmenter, weights: str 
     case = find_case(item["image"], item.get("dataset_dir"), "unknown", item.get("visits"))
     checksum = sha256_of(Path(weights))
     written = []
-    for visit, earlier, kinds in wanted_masks(case, checksum):
+    for visit, earlier, kinds in wanted_masks(case, checksum, lesions):
         masks = segmenter.masks(case, visit, earlier)
         for kind in kinds:
             flair = case.volumes[f"flair_{visit}"]
@@ -73,7 +83,9 @@ def segment_patient(item: Mapping[str, Any], segmenter: Segmenter, weights: str 
     return written
 
 
-def wanted_masks(case: Case, weights_sha256: str) -> list[tuple[str, str | None, list[str]]]:
+def wanted_masks(
+    case: Case, weights_sha256: str, lesions: Sequence[str] = LESIONS
+) -> list[tuple[str, str | None, list[str]]]:
     """(visit, earlier visit, kinds of lesions) of the masks of w000 and w048 to be made.
 
     Gadolinium lesions cannot be seen in FLAIR; nothing is marked at w096, which is the outcome.
@@ -90,7 +102,7 @@ def wanted_masks(case: Case, weights_sha256: str) -> list[tuple[str, str | None,
     if not present:
         raise InputError("no FLAIR", "add one", case=case.id, file=case.expected_path("flair_w000"))
     for earlier, visit in zip([None, *present], present):
-        kinds = [kind for kind in ("t2", "net2")[: 1 if earlier is None else 2] if missing(f"{kind}_{visit}")]
-        if kinds:
-            wanted.append((visit, earlier, kinds))
+        kinds = [kind for kind in LESIONS[: 1 if earlier is None else 2] if kind in lesions]
+        if kinds := [kind for kind in kinds if missing(f"{kind}_{visit}")]:
+            wanted.append((visit, earlier if "net2" in kinds else None, kinds))
     return wanted

@@ -13,9 +13,10 @@ from segmentation_network import TINY, Bright
 from bundle.data.bids import find_case
 from bundle.data.estimated import estimation
 from bundle.data.transforms import LoadCased, plain_inputs
+from bundle.errors import Guard, InputError
 from bundle.networks.weights import export_weights
 from bundle.outputs.notes import input_lines
-from bundle.segmentation.run import segment_patient, wanted_masks
+from bundle.segmentation.run import run_segmentation, segment_patient, wanted_masks
 from bundle.segmentation.segmenter import Segmenter
 
 CASE = "sub-0001"
@@ -86,9 +87,18 @@ def test_masks_of_other_weights_are_made_again(hospital, weights):
 
 
 def test_one_visit_has_no_new_lesions_and_gadolinium_is_never_marked(hospital):
-    assert wanted_masks(find_case(CASE, hospital), "") == [("w000", None, ["t2"]), ("w048", "w000", ["t2", "net2"])]
+    case = find_case(CASE, hospital)
+    assert wanted_masks(case, "") == [("w000", None, ["t2"]), ("w048", "w000", ["t2", "net2"])]
+    assert wanted_masks(case, "", ["t2"]) == [("w000", None, ["t2"]), ("w048", None, ["t2"])]
+    assert wanted_masks(case, "", ["net2"]) == [("w048", "w000", ["net2"])]
     shutil.rmtree(hospital / CASE / "ses-w000")
     assert wanted_masks(find_case(CASE, hospital), "") == [("w048", None, ["t2"])]
+
+
+@pytest.mark.parametrize("lesions", ["t2", [], ["gd"]])
+def test_kinds_that_it_cannot_mark_are_refused(hospital, weights, lesions):
+    with pytest.raises(InputError, match="correct --lesions"):
+        run_segmentation([item(hospital)], Segmenter(Bright()), weights, Guard(), lesions)
 
 
 def test_the_command_segments_and_prints_a_line_for_what_it_cannot_read(hospital, tmp_path):
@@ -105,6 +115,6 @@ def test_the_command_segments_and_prints_a_line_for_what_it_cannot_read(hospital
     assert "error: sub-0002: " in output and "Traceback" not in output
     assert "segmented 1 of 2 patients; 1 not segmented" in output
     sidecars = sorted((hospital / "derivatives/lesions" / CASE).rglob("*.json"))
-    assert len(sidecars) == 3
+    assert len(sidecars) == 2  # T2 lesions of both visits
     assert all(json.loads(file.read_text())["Manual"] is False for file in sidecars)
     assert not list(hospital.rglob(".*part"))
