@@ -204,9 +204,8 @@ class EnsembleInferer(Inferer):
             inputs, network: as for `__call__`.
         """
         images = inputs.as_subclass(Tensor).float()
-        shape = (len(images), *outcome_shape(images))
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.settings.amp):
-            return one_call_heatmap(self.denoise_given(network, images), shape, self.settings.schedule, images.device)
+            return OneCallHeatmap(network, self)(images)
 
     def denoise_given(self, network: nn.Module, images: Tensor) -> DenoiseAt:
         """The guided denoiser of these patients' images (B, 8, H, W, S)."""
@@ -262,6 +261,25 @@ class EnsembleInferer(Inferer):
         with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.amp):
             x0 = self.settings.sampler(denoise, noise, grid, streams)
         return net2_probability(x0)
+
+
+class OneCallHeatmap(nn.Module):
+    """The one-call heatmap as a network: image tensors (B, 8, H, W, S) -> P(NET2) (B, H, W, S) in [0, 1].
+
+    Args:
+        network: with its weights.
+        inferer: whose settings are used, `amp` excepted.
+    """
+
+    def __init__(self, network: nn.Module, inferer: EnsembleInferer) -> None:
+        super().__init__()
+        self.network, self.inferer = network, inferer.with_settings(reuse_within=0)  # one call has none before it
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The heatmap of plain tensors."""
+        shape = (images.shape[0], *outcome_shape(images))  # len() would fix the number of patients in an export
+        denoise = self.inferer.denoise_given(self.network, images)
+        return one_call_heatmap(denoise, shape, self.inferer.settings.schedule, images.device)
 
 
 def check_count(name: str, value: Any) -> None:

@@ -17,7 +17,8 @@ def logsnr_to_timestep(logsnr: Tensor) -> Tensor:
     at its neighbours. At ten times that speed (MONAI's range, [0, 1000]) every tenth of log-SNR is learnt by itself,
     and x0 is jagged in log-SNR.
     """
-    return 2.5 * (20 - logsnr.clamp(-20, 20))
+    # Not of logsnr.clamp: onnxscript gives the bounds of one tensor that is clamped twice the same names.
+    return (2.5 * (20 - logsnr)).clamp(0, 100)
 
 
 class LocalPath(nn.Module):

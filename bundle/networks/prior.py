@@ -169,8 +169,10 @@ class Conv3d(nn.Conv3d):
     """nn.Conv3d that a CPU computes as fast for one sample as for several: torch takes a path three times as slow."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_tracing() or torch.compiler.is_compiling():  # ONNX has no such operation
+            return super().forward(x)
         one_on_cpu = x.device.type == "cpu" and len(x) == 1 and x.dtype == torch.float32
-        if not one_on_cpu or not torch.backends.mkldnn.is_available() or torch.jit.is_tracing():
+        if not one_on_cpu or not torch.backends.mkldnn.is_available():
             return super().forward(x)
         settings = self.padding, self.stride, self.dilation, self.groups
         return torch.mkldnn_convolution(x, self.weight, self.bias, *settings)
@@ -325,7 +327,7 @@ def _densities(volumes: Tensor) -> Tensor:
     lesion = (volumes[:, 1:2] > 0) | (volumes[:, 4:5] > 0) | recent
     masks = torch.cat([lesion, recent], dim=1).to(volumes.dtype)
     cells = F.avg_pool3d(masks, (1, 2, 2))
-    numbers = F.avg_pool3d(lesion_peaks(masks), (1, 2, 2), divisor_override=1)  # in each cell
+    numbers = 4 * F.avg_pool3d(lesion_peaks(masks), (1, 2, 2))  # in each cell; ONNX has no divisor_override
     densities = []
     for mm in _DENSITY_MM:
         deviations = [of / cell for of, cell in zip(mm, _CELL_MM)]
