@@ -86,7 +86,8 @@ def onnx_bytes(network: nn.Module, images: Tensor) -> bytes:
     """
     import onnx
 
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for name in ("torch.onnx", "onnxscript"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         file = Path(folder) / "heatmap.onnx"

@@ -89,7 +89,7 @@ def segmentation_trainer(
 ) -> SupervisedTrainer:
     """MONAI's trainer of the segmenter."""
 
-    def update(engine: Engine, batch: dict[str, Tensor]) -> dict[str, float]:
+    def update(engine: Engine, batch: dict[str, Tensor]) -> list[dict[str, float]]:
         stage.network.train()
         stage.optimizer.zero_grad(set_to_none=True)
         image, label = (batch[key].flatten(0, 1).to(stage.device) for key in ("image", "label"))
@@ -101,7 +101,7 @@ def segmentation_trainer(
         stage.optimizer.step()
         stage.lr_schedule.step()
         stage.average.update_parameters(stage.network)
-        return {"loss": value.item(), "grad_norm": norm.item(), "lr": stage.lr_schedule.get_last_lr()[0]}
+        return [{"loss": value.item(), "grad_norm": norm.item(), "lr": stage.lr_schedule.get_last_lr()[0]}]
 
     return SupervisedTrainer(
         device=stage.device,

@@ -193,7 +193,7 @@ class LossBar(ProgressBar):
     """Progress bar of an epoch that shows what `TrainStep` returns."""
 
     def attach(self, engine: Engine) -> None:
-        super().attach(engine, output_transform=lambda output: output)
+        super().attach(engine, output_transform=lambda output: output[0])
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._clear)
 
     def _clear(self, engine: Engine, error: Exception) -> None:
@@ -211,7 +211,7 @@ class LossCurve(TensorBoardStatsHandler):
 
     def __init__(self, log_dir: str | Path) -> None:
         super().__init__(
-            log_dir=str(log_dir), tag_name="loss", output_transform=lambda output: output["loss"], epoch_log=False
+            log_dir=str(log_dir), tag_name="loss", output_transform=lambda output: output[0]["loss"], epoch_log=False
         )
 
 

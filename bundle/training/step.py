@@ -106,8 +106,8 @@ class TrainStep:
         self.seed, self.max_grad_norm, self.amp = seed, max_grad_norm, amp
         self.micro_batch_size = micro_batch_size
 
-    def __call__(self, engine: Engine, batch: dict[str, Any]) -> dict[str, float]:
-        """Loss, gradient norm and learning rate of one step of the optimiser.
+    def __call__(self, engine: Engine, batch: dict[str, Any]) -> list[dict[str, float]]:
+        """Loss, gradient norm and learning rate of one step of the optimiser, as one item: MONAI's handlers read lists.
 
         Raises:
             InputError: the loss or the gradient is not finite; the weights are those of the step before.
@@ -131,7 +131,7 @@ class TrainStep:
         optimizer.step()
         self.lr_schedule.step()
         self.average.update_parameters(bare(self.denoiser.network))
-        return {"loss": loss, "grad_norm": grad_norm, "lr": self.lr_schedule.get_last_lr()[0]}
+        return [{"loss": loss, "grad_norm": grad_norm, "lr": self.lr_schedule.get_last_lr()[0]}]
 
     def _loss(self, batch: dict[str, Any], part: slice, iteration: int, device: torch.device) -> Tensor:
         """Sum over the samples of a part of the batch, each with its own random numbers."""

@@ -93,7 +93,7 @@ def test_gradients_accumulated_over_passes_are_those_of_the_whole_batch(micro_ba
         batch["target"] = torch.randn(4, 2, 16, 16, 3, generator=g).sign()
         return run(engine, batch), network.state_dict(), passes
 
-    (result, weights, passes), (result_whole, weights_whole, whole) = step(micro_batch_size), step(None)
+    ([result], weights, passes), ([result_whole], weights_whole, whole) = step(micro_batch_size), step(None)
     assert whole == [4] and sum(passes) == 4 and max(passes) == micro_batch_size
     assert result == pytest.approx(result_whole, rel=1e-5)
     torch.testing.assert_close(weights, weights_whole, rtol=1e-4, atol=1e-6)
