@@ -166,7 +166,9 @@ def test_commands_name_what_exists(path):
             ids = config_of(options)
             assert words[words.index("run") + 1] in ids, words
             unknown = {name.split("#")[0] for name in options} - set(ids)
-            assert unknown <= {"config_file", "args_file", "bundle_root", "meta_file", "nproc_per_node", "tracking"}, unknown
+            assert unknown <= {"config_file", "args_file", "bundle_root", "meta_file", "nproc_per_node", "tracking"}, (
+                unknown
+            )
         elif script := next((word for word in words if word.startswith("scripts.")), None):
             tree = ast.parse((ROOT / f"{script.replace('.', '/')}.py").read_text())
             arguments = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
