@@ -93,7 +93,8 @@ def test_weights_that_do_not_fit_leave_no_file_and_exit_code_1(tmp_path):
 def test_the_graph_of_the_heatmap_agrees_with_inference(trial, tmp_path):
     run("-m", "scripts.export_onnx", "models/model.pt", "--out", tmp_path / "heatmap.onnx")
     config = inference_config(dataset_dir=str(trial), amp=False, device="cpu", progress=False, case="sub-0001")
-    image = config.get_parsed_content("dataset")[0]["image"].as_tensor()[None].float()
+    (case,) = config.get_parsed_content("dataset")
+    image = case["image"].as_tensor()[None].float()
     expected = config.get_parsed_content("inferer").heatmap(image, config.get_parsed_content("network")).numpy()
     heatmap = computed(tmp_path / "heatmap.onnx", image.numpy(), tmp_path)
     assert heatmap.shape == (1, 80, 96, 15) and expected.max() > 0.01
