@@ -115,11 +115,11 @@ def lesion_probability(network: torch.nn.Module, flair: Tensor, batch: int = 8) 
     return torch.cat(probabilities).permute(1, 2, 0)
 
 
-def cropped(x: Tensor, shape: Sequence[int], corner: Sequence[int], mode: str = "constant") -> Tensor:
-    """A window of (N, C, H, W), which may reach beyond the image; `mode` says what lies there, see torch's `pad`."""
+def cropped(x: Tensor, shape: Sequence[int], corner: Sequence[int]) -> Tensor:
+    """A window of (N, C, H, W), which may reach beyond the image, where it is 0."""
     (h, w), (top, left) = shape, corner
     pads = [max(-left, 0), max(left + w - x.shape[-1], 0), max(-top, 0), max(top + h - x.shape[-2], 0)]
     if any(pads):
-        x = F.pad(x, pads, mode=mode)
+        x = F.pad(x, pads)
         top, left = top + pads[2], left + pads[0]
     return x[..., top : top + h, left : left + w]
