@@ -19,7 +19,7 @@ from bundle.data.estimated import sidecar_of
 from bundle.data.preparation.dicom import OWN_NAME
 from bundle.data.volumes import read_volume
 from bundle.errors import InputError
-from bundle.files import write_together
+from bundle.files import not_writable, write_together
 from bundle.lesions import Volume
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def write_dicom(files: Sequence[Path], flair: Path, source: SourceSeries, case: 
         Their paths.
 
     Raises:
-        InputError: the series is not found, or is not the one that the forecast lies on.
+        InputError: the series is not found, is not the one that the forecast lies on, or nothing can be written.
     """
     probability, consensus, report, page = files
     series, matrix = source.of(flair, case)
@@ -153,7 +153,10 @@ def write_dicom(files: Sequence[Path], flair: Path, source: SourceSeries, case: 
         stream = io.BytesIO()
         one.save_as(stream, enforce_file_format=True)
         contents[f"{prefix}{name}"] = stream.getvalue()
-    return write_together(probability.parent, contents)
+    try:
+        return write_together(probability.parent, contents)
+    except OSError as error:
+        raise not_writable(probability.parent, error.strerror, case) from error
 
 
 def dicom_objects(

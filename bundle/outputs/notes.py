@@ -64,7 +64,8 @@ def provenance(forecast: Mapping[str, Any]) -> str:
 def horizon(forecast: Mapping[str, Any]) -> str:
     """The time in which the lesions that are forecast come, e.g. "in the 11 months after the second scan"."""
     months = forecast["sampling"].get("horizon_months", TRIAL_MONTHS)  # forecasts of before had no such setting
-    return f"in the {months:g} months after the second scan"
+    start = "the second scan" if "w048" in forecast["inputs"]["session"] else "week 48"
+    return f"in the {months:g} months after {start}"
 
 
 def input_lines(inputs: Mapping[str, Any]) -> list[str]:

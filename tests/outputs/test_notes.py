@@ -5,7 +5,11 @@ from bundle.outputs.notes import NOTES_SHOWN, horizon, wrap_notes
 
 @pytest.mark.parametrize(("settings", "months"), [({"horizon_months": 18.5}, "18.5"), ({}, "11")])
 def test_the_horizon_is_told_in_months(settings, months):
-    assert horizon({"sampling": settings}) == f"in the {months} months after the second scan"
+    both, first = (
+        {"sampling": settings, "inputs": {"session": dict.fromkeys(visits)}} for visits in (("w000", "w048"), ("w000",))
+    )
+    assert horizon(both) == f"in the {months} months after the second scan"
+    assert horizon(first) == f"in the {months} months after week 48"  # there was no second scan
 
 
 def test_long_notes_are_wrapped_and_what_has_no_room_is_said_to_be_in_the_json():
