@@ -34,8 +34,9 @@ def loaded(arm=0, case="sub-1"):
 
 def forecast(arm, **changes):
     summary = summarise(COUNTS[arm], COUNTS[arm] * 0.1)
-    shared = {"schema_version": "2.0", "notice": "Research use only.", "case": "sub-1", "inputs": {}, "warnings": []}
+    shared = {"schema_version": "2.0", "notice": "Research use only.", "case": "sub-1", "warnings": []}
     made = {
+        "inputs": {"session": {"w000": "ses-w000", "w048": "ses-w048"}},
         "sampling": {"seed": 0, "num_steps": 2, "guidance_scale": 1},
         "weights_sha256": None,
         "versions": {"bundle": "0"},
