@@ -1,9 +1,11 @@
 """Errors that a user can fix, printed as one line."""
 
 import errno
+import math
 import sys
 from collections.abc import Callable
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,32 @@ def input_error(error: BaseException | None) -> InputError | None:
     while error is not None and not isinstance(error, InputError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def check_count(name: str, value: Any, least: int = 1, options: str | None = None) -> None:
+    """Checks that a setting is a whole number of at least `least`.
+
+    Args:
+        name, value: the setting.
+        least: the smallest value allowed.
+        options: how it is set on the command line, by default by --name.
+
+    Raises:
+        InputError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        problem = f"{name}={value!r} is not a whole number of at least {least}"
+        raise InputError(problem, f"correct {options or f'--{name}'}")
+
+
+def check_rate(name: str, value: Any) -> None:
+    """Checks that a setting is a finite number above 0.
+
+    Raises:
+        InputError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
+        raise InputError(f"{name}={value!r} is not a number above 0", f"correct --{name}")
 
 
 def report_in_one_line() -> None:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from bundle.diffusion.slabs import VolumeCorrection, net2_probability, outcome_shape
-from bundle.errors import InputError
+from bundle.errors import InputError, check_count
 from bundle.files import sha256_of
-from bundle.forecasters.ensemble import EnsembleInferer, check_count
+from bundle.forecasters.ensemble import EnsembleInferer
 from bundle.networks.weights import write_fitted
 from bundle.runtime import keep_freed_memory
 from bundle.seeding import Streams

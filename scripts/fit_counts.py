@@ -18,9 +18,9 @@ from bundle.data.cache import CachedCases
 from bundle.data.datalist import load_split, with_outcome
 from bundle.data.tables import TRIAL_MONTHS
 from bundle.data.transforms import LoadCased
+from bundle.errors import check_count
 from bundle.files import sha256_of
 from bundle.forecasters.counts import KIND, count_features, fit_counts
-from bundle.forecasters.ensemble import check_count
 from bundle.networks.prior import NUM_VOLUMES, brain_of
 from bundle.networks.weights import write_fitted
 from bundle.runtime import keep_freed_memory

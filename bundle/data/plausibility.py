@@ -25,9 +25,8 @@ class Plausibility:
 
     Args:
         extent_mm: least and greatest field of view along each axis of a scan.
-        whole_brain_ml: volume of a whole brain.
-        whole_brain_mm: a mask at least this high is that of a whole brain; of a lower one, e.g. that of a slab, the
-            mean cross-section is checked instead.
+        whole_brain_ml: volume of a whole brain, or of as much of one as is `whole_brain_mm` high.
+        whole_brain_mm: of a lower mask, e.g. that of a slab, the mean cross-section is checked instead.
         section_cm2: mean cross-section of part of a brain.
         contrast_doubtful_wrong: of a FLAIR in the brain, (median - 2nd percentile) / (98th percentile - median); dark
             fluid makes it large, an inverted image or a T2-weighted one small.
@@ -42,7 +41,7 @@ class Plausibility:
 
     extent_mm: tuple[float, float] = (10.0, 600.0)
     whole_brain_ml: tuple[float, float] = (500.0, 2500.0)
-    whole_brain_mm: float = 100.0
+    whole_brain_mm: float = 70.0
     section_cm2: tuple[float, float] = (60.0, 300.0)
     contrast_doubtful_wrong: tuple[float, float] = (1.0, 0.67)
     alignment_doubtful_wrong: tuple[float, float] = (0.75, 0.6)

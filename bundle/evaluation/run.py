@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 
 from bundle.data.bids import checked_arm
 from bundle.data.datalist import load_split, with_outcome
-from bundle.errors import Guard, InputError, warn
+from bundle.errors import Guard, InputError, check_count, warn
 from bundle.evaluation import charts, slices
 from bundle.evaluation.cases import Evaluation
 from bundle.evaluation.cuts import choose_cuts
@@ -89,8 +88,8 @@ def evaluate(
         InputError: an argument is out of range.
     """
     if compared_patients is not None:
-        check_whole("compared_patients", compared_patients, 0)
-    check_whole("figure_members", figure_members, 1)
+        check_count("compared_patients", compared_patients, 0)
+    check_count("figure_members", figure_members)
     check_case(case, evaluation.items)
     model = model_of(evaluation.forecasters)
     calibration = None
@@ -145,7 +144,7 @@ def compare_arms(
         InputError: an argument is out of range, or there is no model among the forecasters.
     """
     if compared_patients is not None:
-        check_whole("compared_patients", compared_patients, 0)
+        check_count("compared_patients", compared_patients, 0)
     check_case(case, comparison.items)
     if _model_of_effects(comparison.forecasters) is None:
         raise InputError("no weights of the model of w000 alone", "train it, or give their path with --weights_w000")
@@ -171,15 +170,6 @@ def model_of(forecasters: Mapping[str, Forecaster]) -> str | None:
 def _model_of_effects(forecasters: Mapping[str, Forecaster]) -> str | None:
     """Name of the first model, whether it draws members or not."""
     return next((name for name, f in forecasters.items() if f.role is Role.MODEL), None)
-
-
-def check_whole(name: str, value: Any, least: int) -> None:
-    """
-    Raises:
-        InputError: the value is not a whole number of at least `least`.
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise InputError(f"{name}={value} is not a whole number of at least {least}", f"correct --{name}")
 
 
 def check_case(case: str | None, items: Sequence[Mapping[str, Any]]) -> None:

@@ -9,9 +9,10 @@ from nibabel.affines import apply_affine, voxel_sizes
 from bundle.arms import CLASSES
 from bundle.data.grid import SlabGrid, to_slab
 from bundle.data.masks import mask_to_slab
+from bundle.errors import check_count
 from bundle.forecasters.base import SCORED_REGIONS, Forecast, Patient, Role, key_of, present_in
 from bundle.forecasters.cohort import CaseReader
-from bundle.forecasters.ensemble import check_count, ensemble_forecast
+from bundle.forecasters.ensemble import ensemble_forecast
 from bundle.lesions import LesionRule
 from bundle.seeding import seed_of
 from bundle.simulation.anatomy import AFFINE, SHAPE

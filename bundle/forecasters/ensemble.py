@@ -28,7 +28,7 @@ from bundle.diffusion.slabs import (
     one_call_heatmap,
     outcome_shape,
 )
-from bundle.errors import InputError
+from bundle.errors import InputError, check_count
 from bundle.forecasters.base import SCORED_REGIONS, Forecast, Patient, Role, findings_of, key_of, plain
 from bundle.forecasters.cohort import HORIZON
 from bundle.forecasters.counts import CountModel
@@ -280,15 +280,6 @@ class OneCallHeatmap(nn.Module):
         shape = (images.shape[0], *outcome_shape(images))  # len() would fix the number of patients in an export
         denoise = self.inferer.denoise_given(self.network, images)
         return one_call_heatmap(denoise, shape, self.inferer.settings.schedule, images.device)
-
-
-def check_count(name: str, value: Any) -> None:
-    """
-    Raises:
-        InputError: the value is not a whole number of at least 1.
-    """
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise InputError(f"{name}={value} is not a whole number of at least 1", f"correct --{name}")
 
 
 def is_horizon(months: Any) -> bool:

@@ -12,10 +12,11 @@ from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.inferers import SimpleInferer
 from torch import Tensor, nn
 
+from bundle.errors import check_count, check_rate
 from bundle.files import check_writable
 from bundle.segmentation.samples import DrawBatches, LesionSlices
 from bundle.training.batches import PatientLoader
-from bundle.training.recipe import check_count, check_rate, flat_settings
+from bundle.training.recipe import flat_settings
 from bundle.training.stage import TrainedState, warmup_cosine
 from bundle.training.step import moving_average, not_finite
 

@@ -1,16 +1,14 @@
 """The settings of a stage of training: checked when they are given, saved with its checkpoint, compared on resuming."""
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any
 
 from bundle.diffusion.losses import DenoisingLoss
 from bundle.diffusion.predictions import Prediction
 from bundle.diffusion.schedules import NoisiestLevel
-from bundle.errors import InputError
+from bundle.errors import InputError, check_count, check_rate
 from bundle.training.step import Augmentation
 
 # A checkpoint of another value of these can be resumed; all other settings belong to the training from its start.
@@ -92,32 +90,6 @@ def prior_recipe(recipe: Recipe, learning_rate: float) -> Recipe:
         loss, schedule=NoisiestLevel(loss.schedule), contrast_weights=(*(0 for _ in others), mask)
     )
     return dataclasses.replace(recipe, loss=loss, learning_rate=learning_rate)
-
-
-def check_count(name: str, value: Any, least: int, options: str | None = None) -> None:
-    """Checks that a setting is a whole number of at least `least`.
-
-    Args:
-        name, value: the setting.
-        least: the smallest value allowed.
-        options: how it is set on the command line, by default by --name.
-
-    Raises:
-        InputError: it is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        problem = f"{name}={value!r} is not a whole number of at least {least}"
-        raise InputError(problem, f"correct {options or f'--{name}'}")
-
-
-def check_rate(name: str, value: Any) -> None:
-    """Checks that a setting is a finite number above 0.
-
-    Raises:
-        InputError: it is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
-        raise InputError(f"{name}={value!r} is not a number above 0", f"correct --{name}")
 
 
 def flat_settings(name: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -20,12 +20,13 @@ from torch.utils.data import DataLoader
 
 from bundle.data.cache import CachedCases
 from bundle.diffusion.slabs import SlabDenoiser
+from bundle.errors import check_count
 from bundle.files import check_writable
 from bundle.networks.slab_unet import ForecastNetwork
 from bundle.networks.weights import bare
 from bundle.seeding import digest_of
 from bundle.training.batches import training_loader
-from bundle.training.recipe import Recipe, check_count, flat_settings
+from bundle.training.recipe import Recipe, flat_settings
 from bundle.training.step import TrainStep, moving_average
 from bundle.training.validation import LEVELS, ActivityAUC, HeatmapLogSkill, LogScore, MeanLogSkill, ValidationStep
 
@@ -189,30 +190,28 @@ def stage_evaluator(
     )
 
 
-class LossBar(ProgressBar):
-    """Progress bar of an epoch that shows what `TrainStep` returns."""
-
-    def attach(self, engine: Engine) -> None:
-        super().attach(engine, output_transform=lambda output: output[0])
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self._clear)
-
-    def _clear(self, engine: Engine, error: Exception) -> None:
-        """Clears the line for the error; ignite leaves it to handlers of this event to raise it."""
-        self._close(engine)
-        raise error
-
-
-class LossCurve(TensorBoardStatsHandler):
-    """Writes the loss of every iteration for TensorBoard.
+class LossLog(ProgressBar):
+    """Shows what `TrainStep` returns in a progress bar an epoch, and writes every loss for TensorBoard.
 
     Args:
         log_dir: folder of the event files.
     """
 
     def __init__(self, log_dir: str | Path) -> None:
-        super().__init__(
+        super().__init__()
+        self.curve = TensorBoardStatsHandler(
             log_dir=str(log_dir), tag_name="loss", output_transform=lambda output: output[0]["loss"], epoch_log=False
         )
+
+    def attach(self, engine: Engine) -> None:
+        super().attach(engine, output_transform=lambda output: output[0])
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._clear)
+        self.curve.attach(engine)
+
+    def _clear(self, engine: Engine, error: Exception) -> None:
+        """Clears the line for the error; ignite leaves it to handlers of this event to raise it."""
+        self._close(engine)
+        raise error
 
 
 def parameter_groups(network: nn.Module, local_learning_rate: float) -> list[dict[str, Any]]:

@@ -219,11 +219,11 @@ def test_a_whole_brain_has_a_whole_brains_volume():
         return Volume(x**2 + y**2 + z**2 < (radius_mm / 2) ** 2, affine, "mask.nii.gz")
 
     limits.check_brain(ball(65), "sub-1")  # 1150 ml
-    for radius_mm in (90, 51):
-        half = ball(radius_mm)
-        half.values[::2] &= radius_mm > 60  # as high as a whole brain, but hollow
+    hollow = ball(51)  # as high as a whole brain
+    hollow.values[::2] = False
+    for wrong in (ball(90), hollow, ball(47)):
         with pytest.raises(InputError, match="a brain of [0-9]+ ml .expected 500 to 2500."):
-            limits.check_brain(half, "sub-1")
+            limits.check_brain(wrong, "sub-1")
 
 
 def test_too_fine_a_grid_is_refused_before_it_is_resampled(textured, monkeypatch):

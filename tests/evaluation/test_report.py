@@ -22,7 +22,7 @@ from bundle.arms import ARMS
 from bundle.data.bids import find_case
 from bundle.data.datalist import load_split
 from bundle.diffusion.slabs import VolumeCorrection
-from bundle.errors import InputError
+from bundle.errors import InputError, input_error
 from bundle.evaluation.provenance import Provenance, describe_dataset
 from bundle.evaluation.report import Report, summary
 from bundle.evaluation.run import compare_arms, evaluate, select
@@ -372,6 +372,13 @@ def test_arguments_out_of_range_are_one_line_before_any_work(config, overrides, 
         evaluate(evaluation, comparison=comparison, provenance=provenance, **arguments | overrides)
 
 
+def test_figures_of_no_members_are_refused_before_any_patient_is_read(configure, tmp_path):
+    config = configure(tmp_path, figure_members=0)
+    with pytest.raises(Exception) as caught:
+        config.get_parsed_content(f"initialize#{len(config['initialize']) - 1}")
+    assert "figure_members=0 is not a whole number of at least 1" in str(input_error(caught.value))
+
+
 @pytest.mark.parametrize(
     "content", ["", "[1, 2]", '{"test": 3}', '{"test": [1]}', '{"test": [{"case": 1}]}', '{"test": {"a": 1}}', "\0"]
 )
@@ -380,9 +387,7 @@ def test_a_broken_datalist_is_one_line(configure, tmp_path, content):
     (tmp_path / "datalist.json").write_text(content)
     with pytest.raises(Exception) as caught:
         configure(tmp_path / "out", dataset_dir=str(tmp_path), split="test").get_parsed_content("evaluating")
-    error = caught.value
-    while error is not None and not isinstance(error, InputError):
-        error = error.__cause__ or error.__context__
+    error = input_error(caught.value)
     assert error is not None and "\n" not in str(error)
 
 
