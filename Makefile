@@ -3,7 +3,9 @@ PYTHON ?= python3
 BIN = .venv/bin
 DEMO = demo
 # One thread a worker: the workers share the cores. The tests of a file run in one worker, as they share fixtures.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+# One worker more than cores: many tests wait for a program that they run.
+WORKERS = $$(($$(getconf _NPROCESSORS_ONLN) + 1))
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo test test-fast test-kill test-browser test-worlds bundle lint clean
 

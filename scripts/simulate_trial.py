@@ -21,9 +21,9 @@ def main(
         seed: of the trial.
         workers: processes; all cores if not given.
         preset: "trial" (one protocol, clean reading) or "clinic" (endless scanners, readers' errors, missing volumes,
-            unknown arms and covariates, 6 to 24 months between visits). "scanners", to train the segmenter: scans that
-            vary even more than in "clinic", and perfect masks. "mixed", with --compact: two patients of "trial", then
-            one of "clinic", for training.
+            unknown arms and covariates, 6 to 24 months between visits). "sites": as "clinic", with 20 scanners, each
+            patient at one of them. "scanners", to train the segmenter: scans that vary even more than in "clinic", and
+            perfect masks. "mixed", with --compact: two patients of "trial", then one of "clinic", for training.
         compact: one small file a patient on the model's grid in place of NIfTI volumes.
         expected: with --compact, P(NET2 at w096) of every voxel is stored too, as the oracle forecasts it: what the
             prior (`bundle.networks.prior`) is best trained on.

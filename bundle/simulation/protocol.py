@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 
 from bundle.simulation.readers import Reader
-from bundle.simulation.scanners import EndlessScanners, Fleet, OneScanner, Scanners
+from bundle.simulation.scanners import EndlessScanners, Fleet, OneScanner, Scanners, SiteScanners
 from bundle.simulation.territories import KINDS
 
 PATIENTS_PER_ARM = (327, 237, 271, 529, 193, 574)
@@ -123,6 +123,7 @@ _CLINIC = Protocol(
 PRESETS = {
     "trial": Protocol(),
     "clinic": _CLINIC,
+    "sites": replace(_CLINIC, scanners=SiteScanners()),
     # To train the segmenter: the masks are the truth, and scans vary more than they do in any clinic.
     "scanners": replace(
         _CLINIC,

@@ -3,6 +3,7 @@ import pytest
 
 from bundle.simulation.acquisition import acquire_flair, diffuse_extent, draw_texture, tissue_signal
 from bundle.simulation.anatomy import SHAPE, draw_anatomy
+from bundle.simulation.protocol import PRESETS
 from bundle.simulation.scanners import EndlessScanners, Fleet, OneScanner, Settings, SiteScanners
 
 NOTHING = np.zeros(SHAPE, np.float32)
@@ -105,6 +106,12 @@ def test_a_site_is_the_same_for_all_patients_of_a_trial_and_for_all_visits():
     assert len({(v.grey, v.noise, v.slice_mm) for visits in patients for v in visits}) == 1
     other = SiteScanners(sites=1).settings(6, 1, np.random.default_rng(1))
     assert other[0].grey != patients[0][0].grey
+
+
+def test_patients_of_sites_are_scanned_by_one_of_twenty_scanners_each():
+    patients = [PRESETS["sites"].scanners.settings(5, 3, np.random.default_rng(seed)) for seed in range(300)]
+    scanners = [{(visit.grey, visit.blur_mm, visit.noise) for visit in visits} for visits in patients]
+    assert {len(own) for own in scanners} == {1} and len(set.union(*scanners)) == 20
 
 
 def test_endless_scanners_stay_within_their_ranges():

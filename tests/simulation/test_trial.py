@@ -146,7 +146,7 @@ def test_killed_at_any_time_it_goes_on_to_the_same_bytes(small_trial, tmp_path):
         ({"patients": 1, "seed": -1}, "--seed -1"),
         ({"patients": 1, "workers": 0}, "--workers 0"),
         ({"patients": True}, "--patients True"),
-        ({"patients": 1, "preset": "hospital"}, "--preset 'hospital' is none of trial, clinic, scanners, mixed"),
+        ({"patients": 1, "preset": "hospital"}, "--preset 'hospital' is none of trial, clinic, sites, scanners, mixed"),
         ({"patients": 1, "preset": "mixed"}, "--preset mixed without --compact"),
         ({"patients": 1, "expected": True}, "--expected without --compact"),
         ({"patients": 1, "compact": True, "expected": 3}, "--expected 3"),
