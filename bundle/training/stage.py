@@ -166,20 +166,23 @@ def stage_evaluator(
     val_data_loader: DataLoader,
     val_handlers: list[Any] | None = None,
     levels: Sequence[float] = LEVELS,
+    averaged: bool = True,
 ) -> SupervisedEvaluator:
-    """MONAI's evaluator of a stage's averaged weights; its key metric, `log_score`, says which weights are best.
+    """MONAI's evaluator of a stage; its key metric, `log_score`, says which weights are best.
 
     Args:
         stage: to validate.
         val_data_loader, val_handlers: see MONAI.
         levels: see `ValidationStep`.
+        averaged: of the moving average of the weights; else of the weights themselves, into which a server of
+            federated training loads its own.
     """
-    recipe = stage.recipe
+    recipe, network = stage.recipe, stage.average if averaged else bare(stage.network)
     return SupervisedEvaluator(
         device=stage.device,
         val_data_loader=val_data_loader,
-        network=stage.average,
-        iteration_update=ValidationStep(stage.denoiser(stage.average), recipe.loss.schedule, recipe.amp, levels=levels),
+        network=network,
+        iteration_update=ValidationStep(stage.denoiser(network), recipe.loss.schedule, recipe.amp, levels=levels),
         key_val_metric={"log_score": LogScore()},
         additional_metrics={
             "mean_log_skill": MeanLogSkill(),
