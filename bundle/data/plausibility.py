@@ -36,7 +36,7 @@ class Plausibility:
         outside_doubtful_wrong: fraction of a lesion mask outside the brain; less than `outside_ml` is never refused,
             as small lesions at its border share cells with what lies outside.
         outside_ml: see there.
-        months: between the two visits; the model takes them as `TRIAL_MONTHS` apart.
+        months: between the two visits; the network takes them as `TRIAL_MONTHS` apart, the count model does not.
     """
 
     extent_mm: tuple[float, float] = (10.0, 600.0)
@@ -187,7 +187,7 @@ class Plausibility:
         low, high = self.months
         if months is None or low <= months <= high:
             return []
-        return [f"the two visits are {months:.1f} months apart; the model takes them as {TRIAL_MONTHS:g}"]
+        return [f"the two visits are {months:.1f} months apart; the map takes them as {TRIAL_MONTHS:g}"]
 
 
 def _correlation(first: np.ndarray, second: np.ndarray, where: np.ndarray) -> float:

@@ -28,8 +28,7 @@ from bundle.runtime import end_with_parent
 from bundle.seeding import digest_of
 
 MASKS = tuple(name for name in CONDITION if not name.startswith("flair"))
-HORIZON = "months_w096"  # from w048
-MONTHS = ("months_w048", HORIZON)  # from w000 to w048, and from there to w096
+MONTHS = INTERVAL, HORIZON = ("months_w048", "months_w096")  # from w000 to w048, and from there to w096
 TABLED = (*COVARIATES, *MONTHS)  # of a patient, from the tables
 COHORT_VERSION = 4  # raise it when the same scans give other records
 

@@ -30,7 +30,7 @@ from bundle.diffusion.slabs import (
 )
 from bundle.errors import InputError, check_count
 from bundle.forecasters.base import SCORED_REGIONS, Forecast, Patient, Role, findings_of, key_of, plain
-from bundle.forecasters.cohort import HORIZON
+from bundle.forecasters.cohort import HORIZON, INTERVAL
 from bundle.forecasters.counts import CountModel
 from bundle.lesions import LesionRule, Volume
 from bundle.seeding import Streams, digest_of
@@ -423,7 +423,8 @@ def with_counts(
     forecast: Forecast, counts: CountModel, heatmap: np.ndarray, patient: Patient, horizon_months: float
 ) -> Forecast:
     """The forecast with P(active) and the count that follow from the heatmap (H, W, S) of this horizon."""
-    probabilities = counts.of_heatmap(patient.image.numpy(), heatmap, patient.affine, horizon_months)
+    interval_months = patient.covariates.get(INTERVAL)
+    probabilities = counts.of_heatmap(patient.image.numpy(), heatmap, patient.affine, horizon_months, interval_months)
     return replace(
         forecast,
         p_active=float(1 - probabilities[0]),

@@ -13,6 +13,7 @@ from scipy.stats import beta
 from torch import nn
 
 from bundle.data.tables import TRIAL_MONTHS
+from bundle.data.transforms import plain_inputs
 from bundle.errors import InputError
 from bundle.forecasters.base import plain
 from bundle.forecasters.counts import CountModel
@@ -110,8 +111,9 @@ class SummariseMembersd(MapTransform):
             distribution = np.bincount(counts) / len(counts)
             from_heatmap = self.count_model is not None and "heatmap" in output
             if from_heatmap:
+                months = plain_inputs(output)[0]["months"].get("w048")
                 distribution = self.count_model.of_heatmap(
-                    np.asarray(output["image"].cpu()), heatmap, affine, self.horizon_months
+                    np.asarray(output["image"].cpu()), heatmap, affine, self.horizon_months, months
                 )
             output |= {
                 key: _on_slab(heatmap[None], affine),

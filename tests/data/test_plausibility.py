@@ -81,7 +81,7 @@ def test_what_is_missing_or_estimated_is_recorded(textured):
         "estimated",
     )
     assert inputs["months"] == {"w000": 0, "w048": 22.5}
-    assert warnings == ["the two visits are 22.5 months apart; the model takes them as 11"]
+    assert warnings == ["the two visits are 22.5 months apart; the map takes them as 11"]
 
 
 def test_a_slab_may_be_placed_by_hand_and_far_from_most_brain_it_carries_a_warning(textured):

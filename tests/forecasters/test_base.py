@@ -14,7 +14,7 @@ from bundle.lesions import LesionRule, Volume
 
 SHAPE, AFFINE = (8, 9, 5), np.diag([2.0, 2.0, 3.0, 1.0])
 WHITE, CORTEX, WHITE_ANY, CORTEX_ANY = SCORED_REGIONS
-COUNTS = CountModel((1.0, 1.0, 0.0, 0.0), (0.5, 0.0, 0.0, 0.0))
+COUNTS = CountModel((1.0, 1.0, 0.0, 0.0, -0.5), (0.5, 0.0, 0.0, 0.0, 0.0))
 
 
 def mask_of(*voxels):
@@ -148,7 +148,7 @@ def test_what_a_count_model_cannot_do_is_refused():
     with pytest.raises(InputError, match="one_call needs a count model of the weights; fit it with"):
         OneCall(torch.nn.Linear(2, 2), OfArm(), None)(patient)
     with pytest.raises(ValueError, match="one-call heatmaps"):
-        Diffusion(torch.nn.Linear(2, 2), OfArm(), LesionRule(), False, CountModel((0.0,) * 4, (0.0,) * 4))
+        Diffusion(torch.nn.Linear(2, 2), OfArm(), LesionRule(), False, CountModel((0.0,) * 5, (0.0,) * 5))
 
 
 class Broken(OfArm):

@@ -10,7 +10,7 @@ from bundle.forecasters.counts import KIND, CountModel, count_features, count_mo
 from bundle.lesions import MAX_COUNT
 from bundle.networks.weights import fitted_file, write_fitted
 
-MODEL = CountModel((0.8, 0.9, -0.3, 0.2), (0.5, 0.4, -0.6, -0.5))
+MODEL = CountModel((0.8, 0.9, -0.3, 0.2, -0.6), (0.5, 0.4, -0.6, -0.5, 0.1))
 
 
 def features_of(image, volume_ml):
@@ -19,7 +19,7 @@ def features_of(image, volume_ml):
 
 
 def test_probabilities_have_the_mean_and_variance_of_a_negative_binomial():
-    features = np.array([1.0, -0.7, 0.0, 0.0])
+    features = np.array([1.0, -0.7, 0.0, 0.0, 0.0])
     probabilities, counts = MODEL(features), np.arange(MAX_COUNT + 1)
     (mean,), (size,) = MODEL.mean_and_size(features[None])
     assert probabilities.shape == (MAX_COUNT + 1,) and probabilities.sum() == pytest.approx(1)
@@ -60,19 +60,32 @@ def test_11_months_are_what_the_model_was_fitted_for():
 
 def test_features_say_what_is_unknown():
     image = np.ones((8, 2, 2, 2))
-    assert features_of(image, np.e).tolist() == pytest.approx([1, 1, 0, 0])
+    assert features_of(image, np.e).tolist() == pytest.approx([1, 1, 0, 0, 0])
     image[[index for index, name in enumerate(CONDITION) if name.endswith("w048")]] = 0
-    assert features_of(image, 1.0).tolist() == pytest.approx([1, 0, 3 / 5, 1])
+    assert features_of(image, 1.0).tolist() == pytest.approx([1, 0, 3 / 5, 1, 0])
     image[1:7] = 0
-    assert features_of(image, 1.0).tolist() == pytest.approx([1, 0, 1, 1])
+    assert features_of(image, 1.0).tolist() == pytest.approx([1, 0, 1, 1, 0])
+
+
+def test_lesions_of_a_longer_interval_mean_a_lower_rate_where_they_are_known():
+    image, heatmap = np.ones((8, 2, 2, 2)), np.full((2, 2, 2), 0.3)
+    with_months = [count_features(image, heatmap, np.eye(4), months) for months in (None, 11, 22)]
+    assert with_months[0].tolist() == with_months[1].tolist()
+    assert with_months[2][-1] == pytest.approx(np.log(2))
+    usual, longer = (MODEL.mean_and_size(features[None])[0] for features in with_months[1:])
+    assert longer / usual == pytest.approx(2 ** MODEL.mean[-1])
+    np.testing.assert_array_equal(MODEL.of_heatmap(image, heatmap, np.eye(4), 11, 22), MODEL(with_months[2]))
+    image[CONDITION.index("net2_w048")] = 0
+    assert count_features(image, heatmap, np.eye(4), 22)[-1] == 0
 
 
 def test_the_fit_finds_the_model_that_made_the_counts():
     rng = np.random.default_rng(0)
     number = 20_000
-    features = np.column_stack([np.ones(number), rng.normal(-1, 1, number), rng.random((number, 2)).round()])
+    features = np.column_stack([np.ones(number), rng.normal(-1, 1, number), rng.random((number, 3)).round()])
     mean, size = MODEL.mean_and_size(features)
-    found = fit_counts(features, rng.negative_binomial(size, size / (size + mean)))
+    longer = rng.uniform(0.5, 2, number)
+    found = fit_counts(features, rng.negative_binomial(size, size / (size + mean * longer)), longer)
     np.testing.assert_allclose(found.mean, MODEL.mean, atol=0.06)
     np.testing.assert_allclose(found.size, MODEL.size, atol=0.2)
 

@@ -149,20 +149,24 @@ def test_the_forecast_holds_the_members_distribution():
     assert forecast["volume_ml"]["members"]["quantiles"]["50"] == pytest.approx(0.024)
 
 
-def test_with_a_count_model_the_number_follows_from_the_heatmap_and_that_of_the_members_stands_beside_it():
-    counts = CountModel((1.0, 1.0, 0.0, 0.0), (0.5, 0.0, 0.0, 0.0))
+@pytest.mark.parametrize("months", [float("nan"), 22.0])
+def test_with_a_count_model_the_number_follows_from_the_heatmap_and_that_of_the_members_stands_beside_it(months):
+    counts = CountModel((1.0, 1.0, 0.0, 0.0, -0.5), (0.5, 0.0, 0.0, 0.0, 0.0))
     heatmap = torch.full((1, *GRID.shape), 0.001)
     affine = torch.tensor(GRID.affine(np.zeros(3)))
     image = MetaTensor(torch.ones(8, *GRID.shape), affine=affine, meta={"case": "sub-1"})
     case = {"image": image, "brain": torch.ones(1, *GRID.shape, dtype=torch.bool), "case": "sub-1", "heatmap": heatmap}
+    inputs = {"used": [], "missing": [], "estimated": [], "alignment": 1.0, "months": {"w000": 0.0, "w048": months}}
+    case |= {"inputs": inputs, "warnings": []}
     result = SummariseMembersd(counts=counts)(case | {"pred": members_of_a_patient()})
     volume_ml = 0.001 * np.prod(GRID.shape) * np.prod(GRID.spacing_mm) / 1000
-    expected = counts(count_features(image.numpy(), heatmap[0].numpy(), affine.numpy()))
+    known, rate = (None, 1) if np.isnan(months) else (months, 0.5**0.5)
+    expected = counts(count_features(image.numpy(), heatmap[0].numpy(), affine.numpy(), known))
     forecast = result["forecast"]
     np.testing.assert_allclose(result["distribution"], expected, rtol=1e-5, atol=1e-12)
     assert forecast["count_source"] == "heatmap" and forecast["p_active_interval"] is None
     assert forecast["p_active"] == pytest.approx(1 - expected[0], rel=1e-5)
-    assert forecast["count"]["mean"] == pytest.approx(np.e * volume_ml, rel=1e-4)
+    assert forecast["count"]["mean"] == pytest.approx(np.e * volume_ml * rate, rel=1e-4)
     without = SummariseMembersd()(case | {"pred": members_of_a_patient()})["forecast"]
     assert without["count_source"] == "members" and without["count_model"] is None
     assert forecast["members"] == without["members"] and without["count"] == without["members"]["count"]

@@ -25,16 +25,17 @@ def test_the_command_writes_what_inference_reads(trial, tiny_weights, config_fil
     said = main(str(trial), str(weights), split="all", states=2, config_file=config_file)
     fitted = json.loads((tmp_path / "model_count_model.json").read_text())["fitted"]
     assert fitted["patients"] == PATIENTS and fitted["states"] == 2 and str(fitted) in said
-    mean, _ = count_model(weights).mean_and_size(np.array([[1.0, 0.0, 0.0, 0.0]]))
+    mean, _ = count_model(weights).mean_and_size(np.array([[1.0, 0.0, 0.0, 0.0, 0.0]]))
     assert mean > 0
 
 
 def test_every_patient_is_seen_whole_and_with_volumes_left_out(trial, tiny_weights):
     config = inference_config(**TINY, weights=str(tiny_weights))
-    features, counts = features_and_counts(config, str(trial), "all", 3, 0)
-    unknown = features.reshape(PATIENTS, 3, 4)[:, :, 2]
+    features, counts, longer = features_and_counts(config, str(trial), "all", 3, 0)
+    unknown = features.reshape(PATIENTS, 3, 5)[:, :, 2]
     assert not unknown[:, 0].any() and unknown[:, 1:].any() and (unknown[:, 1:] <= 1).all()
     assert (counts.reshape(PATIENTS, 3).std(axis=1) == 0).all() and counts.any()
+    assert (longer.reshape(PATIENTS, 3).std(axis=1) == 0).all() and (abs(longer - 1) < 0.1).all() and longer.std() > 0
 
 
 @pytest.mark.parametrize(
