@@ -244,7 +244,7 @@ def message(trial, tiny_weights, tmp_path, monkeypatch, capsys):
         ({"num_members": 0}, "num_members=0 is not a whole number of at least 1; correct --num_members"),
         ({"num_members": 2.5}, "num_members=2.5 is not a whole number of at least 1; correct --num_members"),
         ({"num_steps": 0}, "num_steps=0 is not a whole number of at least 1; correct --num_steps"),
-        ({"member_batch": "all"}, "member_batch=all is not a whole number of at least 1; correct --member_batch"),
+        ({"member_batch": "all"}, "member_batch='all' is not a whole number of at least 1; correct --member_batch"),
         ({"seed": "lucky"}, "seed=lucky is not a whole number; correct --seed"),
         ({"guidance_scale": "much"}, "guidance_scale=much is not a number; correct --guidance_scale"),
         (

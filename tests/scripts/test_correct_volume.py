@@ -77,7 +77,7 @@ def test_the_command_writes_what_inference_reads(trial, tiny_weights, config_fil
 @pytest.mark.parametrize(
     "change, problem",
     [
-        ({"members": "x"}, "members=x is not a whole number"),
+        ({"members": "x"}, "members='x' is not a whole number"),
         ({"rounds": 0}, "rounds=0 is not a whole number"),
         ({"config_file": "nothing.json"}, "nothing.json: no such configuration; correct --config_file"),
         ({"weights": "nothing.pt"}, "nothing.pt: weights file not found"),
